@@ -1,0 +1,174 @@
+"""From YAML groups and overrides to a checked `SweepSpec`, by Hydra's compose API.
+
+The users' own files come from ``config_dir``, which has the same groups; they add names and may not take the
+names of this package's files, so that a name means the same thing everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+
+from cryobench.conf.errors import ConfigError, UnknownNameError
+from cryobench.conf.schema import DatasetSpec, EncoderSpec, RegimeSpec, SweepSpec
+
+_HERE = Path(__file__).parent
+GROUPS = ("encoder", "dataset", "regime", "sweep", "protocol", "resources")
+#: Singular forms accepted where a single trial is asked for.
+_SINGULAR = {"encoder": "encoders", "dataset": "datasets", "regime": "regimes", "seed": "seeds"}
+#: Lists in the primary configuration that sweeps refer to.
+_SHORTHANDS = ("systems", "benchmark")
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def load_sweep(overrides: Sequence[str] = (), config_dir: Path | None = None) -> SweepSpec:
+    """The sweep that ``overrides`` ask for, e.g. ``["sweep=paper_frozen", "encoders=[unet,vit]"]``.
+
+    Raises:
+        UnknownNameError: a sweep, encoder, data set, regime or protocol that no file defines.
+        ConfigError: an override or value that cannot be used; the message names the field.
+    """
+    with Library(config_dir) as library:
+        plain = library.compose("cryobench", [_plural(o) for o in overrides])
+        for name in _SHORTHANDS:
+            plain.pop(name, None)
+        for field, group, model in (
+            ("encoders", "encoder", EncoderSpec),
+            ("datasets", "dataset", DatasetSpec),
+            ("regimes", "regime", RegimeSpec),
+        ):
+            names = plain.get(field)
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                example = library.known(group)[0]
+                raise ConfigError(f"{field}: expected a list of names such as [{example}], found {names!r}.")
+            doubles = sorted({name for name in names if names.count(name) > 1})
+            if doubles:
+                raise ConfigError(f"{field}: {', '.join(doubles)} named more than once; name each once.")
+            plain[field] = [library.load(group, name, model) for name in names]
+        search = plain.get("lr_search")
+        if isinstance(search, dict):
+            for field, group in (("regimes", "regime"), ("datasets", "dataset")):
+                for name in search.get(field) or ():
+                    library.require(group, name)
+        return _checked(SweepSpec, plain, f"sweep '{plain.get('name')}'")
+
+
+def load_dataset(name: str, config_dir: Path | None = None) -> DatasetSpec:
+    """The data set that ``dataset/<name>.yaml`` describes."""
+    with Library(config_dir) as library:
+        return library.load("dataset", name, DatasetSpec)
+
+
+def load_encoder(name: str, config_dir: Path | None = None) -> EncoderSpec:
+    """The encoder that ``encoder/<name>.yaml`` describes."""
+    with Library(config_dir) as library:
+        return library.load("encoder", name, EncoderSpec)
+
+
+def load_encoders(config_dir: Path | None = None) -> list[EncoderSpec]:
+    """All configured encoders, by name."""
+    with Library(config_dir) as library:
+        return [library.load("encoder", name, EncoderSpec) for name in library.known("encoder")]
+
+
+def load_datasets(config_dir: Path | None = None) -> list[DatasetSpec]:
+    """All configured data sets, by name."""
+    with Library(config_dir) as library:
+        return [library.load("dataset", name, DatasetSpec) for name in library.known("dataset")]
+
+
+class Library:
+    """The YAML files of this package and of the user's folder, opened for composing."""
+
+    def __init__(self, config_dir: Path | None = None) -> None:
+        self._overrides: list[str] = []
+        if config_dir is not None:
+            if not config_dir.is_dir():
+                raise ConfigError(
+                    f"--config-dir {config_dir} is not a folder. Expected one with some of {', '.join(GROUPS)} in it."
+                )
+            for group in GROUPS:
+                for path in sorted((config_dir / group).glob("*.yaml")):
+                    if (_HERE / group / path.name).exists():
+                        raise ConfigError(
+                            f"{path}: the {group} '{path.stem}' is one of cryobench's own. Rename the file; to "
+                            f"start from the built-in one, begin it with 'defaults: [{path.stem}, _self_]'."
+                        )
+            self._overrides = [f"hydra.searchpath=[{config_dir.resolve().as_uri()}]"]
+        self._folders = [_HERE] + ([config_dir] if config_dir else [])
+
+    def __enter__(self) -> Library:
+        GlobalHydra.instance().clear()
+        initialize_config_dir(config_dir=str(_HERE), version_base="1.3")
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        GlobalHydra.instance().clear()
+
+    def known(self, group: str) -> list[str]:
+        """The names that a group offers."""
+        return sorted({path.stem for folder in self._folders for path in (folder / group).glob("*.yaml")})
+
+    def require(self, group: str, name: str) -> None:
+        """Raise `UnknownNameError` unless ``group`` offers ``name``."""
+        if name not in self.known(group):
+            raise UnknownNameError(group, name, self.known(group), f"Your own go into CONFIG_DIR/{group}/NAME.yaml.")
+
+    def load(self, group: str, name: str, model: type[M]) -> M:
+        """One file of a group, checked against its model."""
+        self.require(group, name)
+        plain = self.compose(f"{group}/{name}", []).get(group, {})
+        return _checked(model, {**plain, "name": name}, f"{group} '{name}'")
+
+    def compose(self, config: str, overrides: list[str]) -> dict[str, Any]:
+        """The plain data of one config with overrides."""
+        for override in overrides:
+            group, _, value = override.partition("=")
+            if group in GROUPS:
+                self.require(group, value)
+        try:
+            built = compose(config_name=config, overrides=[*self._overrides, *overrides])
+            plain = OmegaConf.to_container(built, resolve=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            what = " ".join(str(error).strip().splitlines()[:3])
+            raise ConfigError(
+                f"Cannot compose {config} with {' '.join(overrides) or 'no overrides'}: {what}. "
+                "Overrides are name=value in Hydra's grammar, e.g. sweep=demo encoders=[unet,vit] lr=[1e-4,1e-3]."
+            ) from error
+        assert isinstance(plain, dict)
+        return {str(key): value for key, value in plain.items()}
+
+
+def _plural(override: str) -> str:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise ConfigError(f"'{override}' is no override; expected name=value, e.g. lr=[1e-4,1e-3].")
+    if key in _SINGULAR:
+        return f"{_SINGULAR[key]}=[{value.strip('[]')}]"
+    return override
+
+
+def _checked(model: type[M], plain: dict[str, Any], where: str) -> M:
+    try:
+        return model.model_validate(plain)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            field = ".".join(str(part) for part in problem["loc"]) or "(whole)"
+            found = problem["input"]
+            shown = f"; found {found!r}" if not isinstance(found, dict | list) else ""
+            if problem["type"] == "extra_forbidden":
+                lines.append(f"{field}: no such field. Known: {', '.join(model.model_fields)}")
+            else:
+                lines.append(f"{field}: {problem['msg']}{shown}")
+        raise ConfigError(f"In {where}: " + "; ".join(lines)) from None

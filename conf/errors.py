@@ -1,0 +1,111 @@
+"""The one exception hierarchy.
+
+Every message says what was found, what was expected and what to do. ``kind`` is what a failed trial
+records (`failed` with its kind), and decides whether running the sweep again tries it again.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class CryobenchError(Exception):
+    """Base of all errors that are explained to the user in one message."""
+
+    kind = "error"
+
+
+class ConfigError(CryobenchError):
+    """A configuration value, name or override that cannot be used."""
+
+    kind = "invalid_config"
+
+
+class UnknownNameError(ConfigError):
+    """A name that is not among the known ones; the message lists them."""
+
+    def __init__(self, what: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        names = sorted(known)
+        close = difflib.get_close_matches(name, names, n=1)
+        guess = f" Did you mean '{close[0]}'?" if close else ""
+        tail = f" {hint}" if hint else ""
+        super().__init__(f"Unknown {what} '{name}'.{guess} Known: {', '.join(names) or 'none'}.{tail}")
+
+
+class NotBuiltError(CryobenchError):
+    """An encoder or data set that is configured but not part of this release yet."""
+
+    kind = "not_built"
+
+
+class DataError(CryobenchError):
+    """Raw data that is not as its layout promises."""
+
+    kind = "bad_data"
+
+
+class MissingDataError(DataError):
+    """Files or a tile store that are not there."""
+
+    kind = "missing_data"
+
+
+class CorruptDataError(DataError):
+    """A stored tile that is not what was written."""
+
+    kind = "corrupt_data"
+
+
+class MissingWeightsError(CryobenchError):
+    """A published checkpoint that is not there."""
+
+    kind = "missing_weights"
+
+
+class BadCheckpointError(CryobenchError):
+    """A checkpoint that cannot be read, or does not fit the encoder it was asked for."""
+
+    kind = "bad_checkpoint"
+
+
+class OutOfMemoryError(CryobenchError):
+    """The trial does not fit into the memory of its device."""
+
+    kind = "out_of_memory"
+
+
+class DiskFullError(CryobenchError):
+    """No space left while writing; what was written before is whole."""
+
+    kind = "disk_full"
+
+
+class TrackingError(CryobenchError):
+    """The MLflow server cannot be reached or refuses."""
+
+    kind = "tracking"
+
+
+class InterruptedTrialError(CryobenchError):
+    """A trial that was asked to stop at an epoch boundary; it continues when run again."""
+
+    kind = "interrupted"
+
+
+#: Failures that say nothing about the trial itself: running the sweep again tries them again.
+RETRIED_KINDS = frozenset({"crashed", "disk_full", "interrupted", "missing_data", "missing_weights"})
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def disk_full(error: OSError, path: Path | str) -> DiskFullError | None:
+    """The explained form of ``error`` if it says that the disk is full, else None."""
+    if error.errno not in _FULL:
+        return None
+    return DiskFullError(
+        f"No space left while writing {path} ({error.strerror}). Free some space there or choose another place "
+        "with --storage / --data-dir / --cache-dir, then run the same command again: finished work is kept."
+    )

@@ -1,0 +1,67 @@
+"""What a reader hands to the converter: where a tile's files are, and the tile read and checked."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cryobench.conf.errors import NotBuiltError
+from cryobench.conf.schema import DatasetSpec, Group, Split
+
+#: Reader name -> module that defines `scan` and `read`.
+READERS = {"paired": "cryobench.datasets.paired"}
+
+
+@dataclass(frozen=True)
+class TileFiles:
+    """The raw files of one tile."""
+
+    split: Split
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
+class RawTile:
+    """One tile in memory.
+
+    ``groups`` holds (C, H, W) arrays in the raw dtype, ``mask`` (H, W) uint8 classes with 255 where there is no
+    label, ``transform`` the six affine coefficients from pixel to CRS coordinates.
+    """
+
+    groups: dict[Group, NDArray[np.generic]]
+    mask: NDArray[np.uint8]
+    crs: str | None
+    transform: tuple[float, ...] | None
+
+
+class Reader(Protocol):
+    """The two functions of a reader module."""
+
+    scan: Callable[[DatasetSpec, Path], list[TileFiles]]
+    read: Callable[[DatasetSpec, TileFiles], RawTile]
+
+
+def is_built(spec: DatasetSpec) -> bool:
+    """Whether this release can read the data set's files."""
+    return spec.reader in READERS
+
+
+def reader_for(spec: DatasetSpec) -> Reader:
+    """The reader that ``spec`` names.
+
+    Raises:
+        NotBuiltError: the data set is configured, but its reader is not part of this release.
+    """
+    if not is_built(spec):
+        raise NotBuiltError(
+            f"Data set '{spec.name}' needs the reader '{spec.reader}', which is not part of this release. "
+            f"Readers here: {', '.join(READERS)}. Leave it out of datasets=[...] until then."
+        )
+    return cast(Reader, importlib.import_module(READERS[spec.reader]))

@@ -1,0 +1,1 @@
+"""The systems under comparison behind one interface, and the loading of their published checkpoints."""

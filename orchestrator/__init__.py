@@ -1,0 +1,1 @@
+"""Many trials: plan, Ray Tune driver, MLflow, leaderboard and the command line."""

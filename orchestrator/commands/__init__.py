@@ -1,0 +1,1 @@
+"""The commands, one module a group; each imports heavy libraries only when it runs."""

@@ -1,0 +1,1 @@
+"""One trial: train, evaluate, checkpoint, record. Knows neither Ray nor MLflow."""
