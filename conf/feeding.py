@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 from cryobench.conf.errors import ConfigError
-from cryobench.conf.schema import SAR_NAMES, DatasetSpec, EncoderSpec, Modality
+from cryobench.conf.schema import SAR_NAMES, DatasetSpec, EncoderSpec, Modality, Variant
 from cryobench.conf.trial import Feed, Source
 
 _STAND_IN = ("B4", "B3", "B2")
@@ -20,7 +20,9 @@ _MODALITIES: tuple[Modality, ...] = ("optical", "sar")
 View = Literal["reference", "actual"]
 
 
-def choose_variant(encoder: EncoderSpec, dataset: DatasetSpec, modality: str, view: View) -> str:
+def choose_variant(
+    encoder: EncoderSpec, dataset: DatasetSpec, modality: Variant | Literal["auto"], view: View
+) -> Variant:
     """The encoder's variant for a data set: its own-bands one, else the asked-for modality, else what fits.
 
     ``auto`` prefers optical where the data set has optical bands, then radar, then optical with radar stand-ins.
@@ -36,21 +38,22 @@ def choose_variant(encoder: EncoderSpec, dataset: DatasetSpec, modality: str, vi
             )
         return modality
     has_optical = bool(_available(dataset, view)["optical"])
-    for name in ("optical", "sar") if has_optical else ("sar", "optical"):
+    order: tuple[Variant, ...] = ("optical", "sar") if has_optical else ("sar", "optical")
+    for name in order:
         if name in variants:
             return name
     return next(iter(variants))
 
 
 def feed(
-    encoder: EncoderSpec, variant: str, dataset: DatasetSpec, view: View
+    encoder: EncoderSpec, variant: Variant, dataset: DatasetSpec, view: View
 ) -> tuple[dict[Modality, tuple[str, ...]], Feed]:
     """The bands that ``encoder`` takes and where each comes from in ``dataset``."""
     available = _available(dataset, view)
     bands: dict[Modality, tuple[str, ...]] = {}
     inputs: dict[Modality, tuple[Source | None, ...]] = {}
     for modality in _MODALITIES:
-        wanted = encoder.variants[variant].bands.get(modality)  # type: ignore[call-overload]
+        wanted = encoder.variants[variant].bands.get(modality)
         if wanted is None:
             continue
         if wanted == "dataset":
@@ -93,6 +96,6 @@ def _stand_in(radar: list[Source]) -> dict[str, Source]:
     return {name: radar[i] if i < len(radar) else radar[0] for i, name in enumerate(_STAND_IN)}
 
 
-def _words(encoder: EncoderSpec, variant: str) -> str:
-    bands = encoder.variants[variant].bands  # type: ignore[index]
+def _words(encoder: EncoderSpec, variant: Variant) -> str:
+    bands = encoder.variants[variant].bands
     return "; ".join(f"{m}: {' '.join(b) if b != 'dataset' else 'any'}" for m, b in bands.items())

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Modality = Literal["optical", "sar"]
+Variant = Literal["own", "optical", "sar", "joint"]
 Group = Literal["optical", "sar", "ancillary"]
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -148,7 +149,7 @@ class EncoderSpec(Strict):
     decoder: Literal["upernet", "unet"] = "upernet"
     baseline: bool = False
     settings: dict[str, Setting] = {}
-    variants: Annotated[dict[Literal["own", "optical", "sar", "joint"], VariantSpec], Field(min_length=1)]
+    variants: Annotated[dict[Variant, VariantSpec], Field(min_length=1)]
 
 
 # --- regime, protocol, resources -------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """A trial and its name.
 
 A trial is a pure function of its `TrialSpec`, the tile store and the weights. Its id is the first 16 hex digits
-of the SHA-256 of the canonical JSON of everything in the spec that can change a result; names, paths and
-descriptions are marked `Label` and stay out.
+of the SHA-256 of the canonical JSON of everything in the spec that can change a result; paths, descriptions and the
+names of data set and regime are marked `Label` and stay out.
 """
 
 from __future__ import annotations
@@ -56,9 +56,13 @@ class TrialWeights(Strict):
 
 
 class TrialEncoder(Strict):
-    """An encoder as one trial uses it: variant chosen, bands resolved."""
+    """An encoder as one trial uses it: variant chosen, bands resolved.
 
-    name: Annotated[str, Label]
+    The name is part of the identity: with random weights several encoders are the same network, and each is to have
+    its own row.
+    """
+
+    name: str
     title: Annotated[str, Label]
     family: str
     variant: str
@@ -75,7 +79,7 @@ class TrialDataset(Strict):
     """A tile store as one trial uses it; the digest stands for its whole content."""
 
     name: Annotated[str, Label]
-    store_digest: str | None
+    store_digest: str
     statistics: Literal["training", "published"]
 
 

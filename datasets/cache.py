@@ -60,7 +60,8 @@ class CachedTiles:
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """Dtype of the tiles."""
-        return self._arrays[name].dtype
+        found: np.dtype[Any] = self._arrays[name].dtype
+        return found
 
     def crop(self, name: str, index: int, top: int, left: int, height: int, width: int) -> NDArray[Any]:
         """A view of the window; reading it touches only its pages."""
@@ -84,7 +85,8 @@ class StoredTiles:
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """Dtype of the tiles."""
-        return np.dtype(self._store.array(self._split, name).dtype)
+        found: np.dtype[Any] = np.dtype(self._store.array(self._split, name).dtype)
+        return found
 
     def crop(self, name: str, index: int, top: int, left: int, height: int, width: int) -> NDArray[Any]:
         """The window, cut from the whole decoded chunk."""
@@ -136,7 +138,9 @@ def _decode(store: TileStore, folder: Path, threads: int, progress: Progress) ->
     shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir(parents=True)
-        chunks = [(s, name, i) for s, info in store.info.splits.items() for name in store.arrays for i in range(info.tiles)]
+        chunks = [
+            (s, name, i) for s, info in store.info.splits.items() for name in store.arrays for i in range(info.tiles)
+        ]
         outputs: dict[tuple[str, str], NDArray[Any]] = {}
         for split in store.info.splits:
             for name in store.arrays:

@@ -107,7 +107,11 @@ class _Conversion:
         import zarr
 
         done = self._journal()
-        first = {files.split: self.read(self.spec, files) for files, i in zip(self.tiles, self.position, strict=True) if i == 0}
+        first = {
+            files.split: self.read(self.spec, files)
+            for files, i in zip(self.tiles, self.position, strict=True)
+            if i == 0
+        }
         # A tile of zeros is written like any other, so that a chunk that is not there is always a lost one.
         with zarr.config.set({"array.write_empty_chunks": True}):
             root = zarr.open_group(str(self.staging), mode="a", zarr_format=3)
@@ -147,7 +151,7 @@ class _Conversion:
 
         arrays = {}
         for split, tile in first.items():
-            for name, values in {**tile.groups, "mask": tile.mask}.items():
+            for name, values in tile.arrays().items():
                 path = f"{split}/{name}"
                 if path not in root:
                     array = root.create_array(
@@ -174,7 +178,7 @@ class _Conversion:
             files = self.tiles[number]
             tile = self.read(self.spec, files)
             self._check_like(first[files.split], tile, files)
-            named = {**tile.groups, "mask": tile.mask}
+            named = tile.arrays()
             for name, values in named.items():
                 arrays[files.split, name][self.position[number]] = values
             counts = np.bincount(tile.mask.ravel(), minlength=IGNORE + 1)
@@ -211,7 +215,8 @@ class _Conversion:
         if tile.mask.shape != first.mask.shape:
             raise DataError(
                 f"{files.image}: {tile.mask.shape[1]} x {tile.mask.shape[0]} pixels, the first tile of split "
-                f"'{files.split}' has {first.mask.shape[1]} x {first.mask.shape[0]}. Tiles of a split must have one size."
+                f"'{files.split}' has {first.mask.shape[1]} x {first.mask.shape[0]}. "
+                "Tiles of a split must have one size."
             )
         for name, values in tile.groups.items():
             expected = first.groups[name].dtype

@@ -93,8 +93,10 @@ def read_info(path: Path) -> StoreInfo:
     """
     if not path.exists():
         unfinished = staging_path(path).exists()
-        what = "only an unfinished conversion of it; run the same command again to continue it" if unfinished else (
-            f"run: cryobench data prepare {path.stem} --source DIR (or: cryobench data synth {path.stem})"
+        what = (
+            "only an unfinished conversion of it; run the same command again to continue it"
+            if unfinished
+            else (f"run: cryobench data prepare {path.stem} --source DIR (or: cryobench data synth {path.stem})")
         )
         raise MissingDataError(f"No tile store {path}: {what}.")
     try:

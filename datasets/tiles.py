@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,11 @@ class RawTile:
     mask: NDArray[np.uint8]
     crs: str | None
     transform: tuple[float, ...] | None
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything that is stored: the groups and ``mask``."""
+        named: dict[str, NDArray[Any]] = {str(group): values for group, values in self.groups.items()}
+        return named | {"mask": self.mask}
 
 
 class Reader(Protocol):

@@ -21,7 +21,12 @@ def verify(
             f"{store.path}: the index does not belong to this store: expected digest {store.info.digest[:12]}…, "
             f"found {found[:12]}…. Prepare the data set again."
         )
-    chunks = [(split, name, i) for split, info in store.info.splits.items() for name in store.arrays for i in range(info.tiles)]
+    chunks = [
+        (split, name, i)
+        for split, info in store.info.splits.items()
+        for name in store.arrays
+        for i in range(info.tiles)
+    ]
 
     def check(chunk: tuple[str, str, int]) -> str | None:
         split, name, index = chunk

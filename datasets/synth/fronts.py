@@ -37,7 +37,9 @@ def front_scene(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8],
     relief = terrain(rng, size, size / 5)
     stone = 92 * np.clip(1 + 0.75 * np.gradient(relief, axis=1) * size / 14, 0.03, 2.6)
     floes = smooth(rng, size, size / 22)
-    ocean = np.where(floes > rng.uniform(0.0, 1.1), 105.0, rng.uniform(38, 78)) * (1 + 0.1 * smooth(rng, size, size / 3))
+    ocean = np.where(floes > rng.uniform(0.0, 1.1), 105.0, rng.uniform(38, 78)) * (
+        1 + 0.1 * smooth(rng, size, size / 3)
+    )
 
     clean = np.select([zones == GLACIER, zones == STONE, zones == OCEAN], [glacier, stone, ocean], 0.0) * level
     looks = rng.uniform(2.5, 5.0)

@@ -88,7 +88,13 @@ def generate(
 def _write(path: Path, values: NDArray[Any], crs: str | None, number: int) -> None:
     count, height, width = values.shape
     driver = {".tif": "GTiff", ".png": "PNG"}[path.suffix]
-    profile: dict[str, Any] = {"driver": driver, "count": count, "height": height, "width": width, "dtype": values.dtype}
+    profile: dict[str, Any] = {
+        "driver": driver,
+        "count": count,
+        "height": height,
+        "width": width,
+        "dtype": values.dtype,
+    }
     if crs:
         profile |= {"crs": crs, "transform": from_origin(500_000 + number * width * 10, 3_100_000, 10, 10)}
     with warnings.catch_warnings():

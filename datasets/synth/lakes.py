@@ -46,7 +46,9 @@ def lake_scene(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], 
     return np.clip(blurred + noise, 0, 255).astype(np.uint8), lakes.astype(np.uint8)
 
 
-def _lakes(rng: np.random.Generator, height: NDArray[np.float64], slope: NDArray[np.float64], size: int) -> NDArray[np.bool_]:
+def _lakes(
+    rng: np.random.Generator, height: NDArray[np.float64], slope: NDArray[np.float64], size: int
+) -> NDArray[np.bool_]:
     """Flat bottoms of hollows, larger than a speck; a scene in eight has none."""
     if rng.random() < 0.125:
         return np.zeros((size, size), bool)

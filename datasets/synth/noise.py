@@ -29,4 +29,5 @@ def terrain(rng: np.random.Generator, size: int, scale: float) -> Field:
 def standard(field: Field) -> Field:
     """``field`` shifted and scaled to mean 0 and standard deviation 1."""
     spread = float(field.std())
-    return (field - field.mean()) / (spread if spread > 0 else 1.0)
+    shifted: Field = (field - field.mean()) / (spread if spread > 0 else 1.0)
+    return shifted

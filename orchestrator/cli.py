@@ -1,0 +1,52 @@
+"""The `cryobench` command. Modules of the commands import torch, ray and mlflow only when they run."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from cryobench.conf.errors import ConfigError, CryobenchError, disk_full
+from cryobench.orchestrator.commands import data, encoders, results, sweeps, trials
+
+app = typer.Typer(
+    name="cryobench",
+    help="Sweeps of geo-foundation-model encoders over cryosphere segmentation data sets.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+sweeps.register(app)
+results.register(app)
+app.add_typer(trials.app, name="trial")
+app.add_typer(data.app, name="data")
+app.add_typer(encoders.app, name="encoders")
+
+
+def main() -> None:
+    """Entry point: explained errors become one message and exit code 1 (2 for a wrong request)."""
+    # Nothing phones home.
+    for variable, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }.items():
+        os.environ.setdefault(variable, value)
+    try:
+        app()
+    except CryobenchError as error:
+        _complain(error)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except OSError as error:
+        explained = disk_full(error, error.filename or "a file")
+        if explained is None:
+            raise
+        _complain(explained)
+        sys.exit(1)
+
+
+def _complain(error: Exception) -> None:
+    print(f"Error: {error}", file=sys.stderr)

@@ -1,0 +1,195 @@
+"""plan, sweep, resume."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from cryobench.orchestrator.commands.options import (
+    CacheDir,
+    ConfigDir,
+    DataDir,
+    Json,
+    Overrides,
+    Storage,
+    TrackingUri,
+    WeightsDir,
+)
+from cryobench.orchestrator.commands.shown import console, print_json
+
+if TYPE_CHECKING:
+    from cryobench.orchestrator.places import Places
+    from cryobench.orchestrator.plan import Plan
+
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Run deterministic failures again.")]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster, e.g. HOST:6379 or auto.", show_default="this machine")
+]
+Partial = Annotated[
+    bool, typer.Option("--partial", help="Run what is ready although data or weights of others are missing.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the top level."""
+    app.command()(plan)
+    app.command()(sweep)
+    app.command()(resume)
+
+
+def plan(
+    overrides: Overrides = None,
+    storage: Storage = None,
+    data_dir: DataDir = None,
+    cache_dir: CacheDir = None,
+    weights_dir: WeightsDir = None,
+    config_dir: ConfigDir = None,
+    json: Json = False,
+    full: Annotated[bool, typer.Option("--all", help="Every trial, however many.")] = False,
+) -> None:
+    """Show the trials of a sweep, what is complete and what is missing, without running anything."""
+    from cryobench.conf.compose import load_sweep
+    from cryobench.orchestrator.places import places
+    from cryobench.orchestrator.plan import make_plan
+
+    where = places(storage, data_dir, cache_dir, weights_dir, config_dir)
+    made = make_plan(load_sweep(overrides or [], where.config_dir), where)
+    if json:
+        print_json(made.as_json())
+        return
+    _print_trials(made, len(made.trials) if full else 40)
+    _print_counts(made)
+    _print_missing(made)
+
+
+def sweep(
+    overrides: Overrides = None,
+    storage: Storage = None,
+    data_dir: DataDir = None,
+    cache_dir: CacheDir = None,
+    weights_dir: WeightsDir = None,
+    config_dir: ConfigDir = None,
+    tracking_uri: TrackingUri = None,
+    address: Address = None,
+    retry_failed: RetryFailed = False,
+    partial: Partial = False,
+) -> None:
+    """Run a sweep: everything that is not complete, continuing what was begun."""
+    from cryobench.conf.compose import load_sweep
+    from cryobench.orchestrator.places import places
+    from cryobench.orchestrator.plan import make_plan
+
+    where = places(storage, data_dir, cache_dir, weights_dir, config_dir)
+    made = make_plan(load_sweep(overrides or [], where.config_dir), where)
+    _run([made], where, tracking_uri, address, retry_failed, partial)
+
+
+def resume(
+    name: Annotated[str, typer.Argument(help="The sweep's name, as in cryobench leaderboard.")],
+    storage: Storage = None,
+    data_dir: DataDir = None,
+    cache_dir: CacheDir = None,
+    weights_dir: WeightsDir = None,
+    tracking_uri: TrackingUri = None,
+    address: Address = None,
+    retry_failed: RetryFailed = False,
+    partial: Partial = False,
+) -> None:
+    """Continue a sweep of this storage as it was asked for, without repeating its overrides."""
+    from cryobench.orchestrator.places import places
+    from cryobench.orchestrator.plan import make_plan
+    from cryobench.orchestrator.sweeps import read_sweep
+
+    where = places(storage, data_dir, cache_dir, weights_dir)
+    record = read_sweep(where.storage, name)
+    _run(
+        [make_plan(request, where) for request in record.requests], where, tracking_uri, address, retry_failed, partial
+    )
+
+
+def _run(
+    plans: list[Plan], where: Places, tracking_uri: str | None, address: str | None, retry_failed: bool, partial: bool
+) -> None:
+    from cryobench.orchestrator.tracking import default_uri
+
+    for made in plans:
+        if made.blocked and not partial:
+            _print_counts(made)
+            _print_missing(made)
+            console.print("Nothing was run. Bring what is missing, or add --partial to run the rest.")
+            raise typer.Exit(2)
+    uri = None if tracking_uri == "none" else tracking_uri or default_uri(where.storage)
+    where.storage.mkdir(parents=True, exist_ok=True)
+    for made in plans:
+        _run_one(made, where, uri, address, retry_failed)
+
+
+def _run_one(made: Plan, where: Places, uri: str | None, address: str | None, retry_failed: bool) -> None:
+    from cryobench.orchestrator.driver import run_sweep
+    from cryobench.orchestrator.leaderboard import table_path
+
+    todo = made.to_run(retry_failed)
+    waiting = [t for t in made.trials if t.state == "failed" and t not in todo]
+    complete = sum(t.state in ("completed", "diverged") for t in made.trials)
+    console.print(
+        f"Sweep [bold]{made.sweep.name}[/]: {len(made.trials)} trials, {complete} complete, {len(todo)} to run"
+        + (f", {len(made.blocked)} left out" if made.blocked else "")
+        + "."
+    )
+    for trial in waiting:
+        console.print(f"Not retried ({trial.kind}): {trial.spec.label}: {trial.message}", markup=False)
+    outcome = run_sweep(made, where, console, uri=uri, address=address, retry_failed=retry_failed)
+    told = ", ".join(f"{count} {name}" for name, count in outcome.counts.items()) or "nothing left to run"
+    console.print(f"Sweep {made.sweep.name}: {told}.", highlight=False)
+    options = f"--storage {where.storage} --data-dir {where.data_dir}"
+    if outcome.interrupted:
+        console.print(
+            f"Interrupted. Go on with: cryobench resume {made.sweep.name} {options}", markup=False, soft_wrap=True
+        )
+        raise typer.Exit(130)
+    failed = outcome.counts.get("failed", 0) + len(waiting)
+    if failed:
+        console.print(
+            f"{failed} failed; see the messages above, then: "
+            f"cryobench resume {made.sweep.name} --retry-failed {options}",
+            markup=False,
+            soft_wrap=True,
+        )
+    console.print(f"Leaderboard: {table_path(where.storage)}", soft_wrap=True, highlight=False)
+    if uri:
+        console.print(f"MLflow: cryobench ui --storage {where.storage}", soft_wrap=True, highlight=False)
+        if not outcome.tracked:
+            console.print(f"MLflow lacks some of it; then: cryobench sync --storage {where.storage}", soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _print_trials(made: Plan, limit: int) -> None:
+    table = Table(title=f"Sweep {made.sweep.name}: {len(made.trials)} trials", title_justify="left")
+    for name in ("trial", "encoder", "data set", "regime", "lr", "seed", "state"):
+        table.add_column(name, no_wrap=True)
+    for trial in made.trials[:limit]:
+        spec = trial.spec
+        state = f"{trial.state} {trial.epoch}/{spec.protocol.epochs}" if trial.state == "begun" else trial.state
+        shown = "(not known yet)" if trial.provisional else spec.trial_id
+        table.add_row(
+            shown, spec.encoder.name, spec.dataset.name, spec.regime.name, f"{spec.lr:g}", str(spec.seed), state
+        )
+    console.print(table)
+    if len(made.trials) > limit:
+        console.print(f"… and {len(made.trials) - limit} more; --all shows them.")
+
+
+def _print_counts(made: Plan) -> None:
+    for key, counts in made.counts().items():
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        console.print(f"[bold]{key}[/]: {told}", highlight=False)
+    console.print(f"[bold]total[/]: {len(made.trials)}", highlight=False)
+
+
+def _print_missing(made: Plan) -> None:
+    for message, count in made.missing().items():
+        console.print(f"[yellow]missing[/] for {count} trials: {escape(message)}", highlight=False)

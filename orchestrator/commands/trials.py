@@ -1,0 +1,134 @@
+"""trial run, trial show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cryobench.orchestrator.commands.options import CacheDir, ConfigDir, DataDir, Json, Storage, WeightsDir
+from cryobench.orchestrator.commands.shown import console, print_json
+
+if TYPE_CHECKING:
+    from cryobench.conf.trial import TrialSpec
+    from cryobench.orchestrator.places import Places
+
+app = typer.Typer(help="Single trials.", no_args_is_help=True)
+
+
+@app.command()
+def run(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            help="A spec.json, a trial id of this storage, or overrides that give one trial.",
+            metavar="SPEC | OVERRIDES...",
+        ),
+    ],
+    storage: Storage = None,
+    data_dir: DataDir = None,
+    cache_dir: CacheDir = None,
+    weights_dir: WeightsDir = None,
+    config_dir: ConfigDir = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")] = "auto",
+) -> None:
+    """Run one trial in this process, without Ray: for debuggers, and for one number."""
+    from cryobench.orchestrator.places import places
+    from cryobench.workers.trial import Place, run_trial
+
+    where = places(storage, data_dir, cache_dir, weights_dir, config_dir)
+    spec, resources = _find(what, where)
+    console.print(f"Trial {spec.trial_id}: {spec.label}", highlight=False)
+
+    def report(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch":
+            score = f", validation mIoU {event['val_miou']:.2f}" if "val_miou" in event else ""
+            console.print(
+                f"epoch {event['epoch']}/{spec.protocol.epochs}: loss {event['loss']:.4f}{score}", highlight=False
+            )
+        elif event["event"] in ("resumed", "checkpoint_discarded", "diverged"):
+            console.print(f"{event['event']}: {event.get('epoch', event.get('reason', ''))}", highlight=False)
+
+    place = Place(where.storage, where.data_dir, where.cache_dir, where.weights_dir, resources, device)
+    result = run_trial(spec, place, report=report)
+    score = (
+        f"test mIoU {result.test.miou:.2f} ({result.test.miou_low:.2f} to {result.test.miou_high:.2f})"
+        if result.test
+        else "not tested"
+    )
+    console.print(
+        f"{result.status}: {score}; {where.storage / 'trials' / spec.trial_id}", highlight=False, soft_wrap=True
+    )
+
+
+@app.command()
+def show(
+    trial_id: Annotated[str, typer.Argument(help="A trial id of this storage.")],
+    storage: Storage = None,
+    json: Json = False,
+) -> None:
+    """Show what is known of a trial: its spec, where it stands, its result."""
+    from cryobench.orchestrator.places import places
+    from cryobench.workers.folder import TrialFolder
+
+    folder = TrialFolder(places(storage).storage, trial_id)
+    spec, state, result = folder.spec(), folder.state(), folder.result()
+    if json:
+        print_json(
+            {
+                "trial_id": trial_id,
+                "state": state.status,
+                "epoch": state.epoch,
+                "kind": state.kind,
+                "message": state.message,
+                "spec": spec.model_dump(mode="json"),
+                "result": result.model_dump(mode="json") if result else None,
+                "epochs": folder.epochs(),
+            }
+        )
+        return
+    console.print(f"[bold]{trial_id}[/] {spec.label}", highlight=False)
+    console.print(
+        f"{state.status}, epoch {state.epoch} of {spec.protocol.epochs}"
+        + (f": {state.message}" if state.message else ""),
+        markup=False,
+    )
+    for event in folder.epochs():
+        score = f", validation mIoU {event['val_miou']:.2f}" if "val_miou" in event else ""
+        console.print(f"  epoch {event['epoch']}: loss {event['loss']:.4f}, lr {event['lr']:g}{score}", highlight=False)
+    if result and result.test:
+        for label, iou, f1 in zip(result.classes, result.test.iou, result.test.f1, strict=True):
+            console.print(f"  {label}: IoU {iou:.2f}, F1 {f1:.2f}", highlight=False)
+        console.print(
+            f"  test mIoU {result.test.miou:.2f} ({result.test.miou_low:.2f} to {result.test.miou_high:.2f})",
+            highlight=False,
+        )
+    console.print(f"  weights {spec.encoder.weights.provenance}, store {spec.dataset.store_digest}", highlight=False)
+    console.print(f"  {folder.path}", highlight=False, soft_wrap=True)
+
+
+def _find(what: list[str], where: Places) -> tuple[TrialSpec, Any]:
+    from cryobench.conf.compose import load_sweep
+    from cryobench.conf.errors import ConfigError
+    from cryobench.conf.schema import ResourceSpec
+    from cryobench.orchestrator.plan import make_plan
+    from cryobench.workers.folder import TrialFolder, read_spec
+
+    if len(what) == 1 and "=" not in what[0]:
+        path = Path(what[0])
+        if path.suffix == ".json":
+            if not path.is_file():
+                raise ConfigError(f"No file {path}. Expected a trial's spec.json.")
+            return read_spec(path), ResourceSpec()
+        return TrialFolder(where.storage, what[0]).spec(), ResourceSpec()
+    sweep = load_sweep(what, where.config_dir)
+    trials = make_plan(sweep, where).trials
+    if len(trials) != 1:
+        raise ConfigError(
+            f"These overrides give {len(trials)} trials, expected one. Name one of each, "
+            "e.g. encoder=unet dataset=glid regime=frozen lr=1e-4 lr_search=null."
+        )
+    if trials[0].provisional:
+        raise ConfigError(trials[0].message or "The trial cannot run.")
+    return trials[0].spec, sweep.resources

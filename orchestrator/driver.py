@@ -1,0 +1,168 @@
+"""The Ray Tune driver: runs an explicit list of trials, each a resumable function of its folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from cryobench.conf.errors import ConfigError
+from cryobench.conf.schema import ResourceSpec
+from cryobench.orchestrator.places import Places
+from cryobench.orchestrator.plan import Plan, PlannedTrial
+from cryobench.orchestrator.progress import SweepProgress
+from cryobench.orchestrator.projection import LiveProjection
+from cryobench.orchestrator.sweeps import record_sweep
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """How a sweep ended: trials by status among those run now, and whether all was projected."""
+
+    ran: int
+    counts: dict[str, int]
+    interrupted: bool
+    tracked: bool
+
+
+def run_sweep(
+    plan: Plan,
+    where: Places,
+    console: Console,
+    *,
+    uri: str | None,
+    address: str | None = None,
+    retry_failed: bool = False,
+) -> SweepOutcome:
+    """Run what is left of ``plan``, two or more at a time as resources allow, and project it as it comes.
+
+    Args:
+        plan: all trials; those that are complete are only projected.
+        where: folders, on a cluster the same on every node.
+        console: for the live table.
+        uri: MLflow's tracking URI; None for no tracking.
+        address: a Ray cluster; None starts Ray on this machine.
+        retry_failed: run deterministic failures again.
+
+    Raises:
+        TrackingError: MLflow cannot be reached at the start; nothing has run.
+    """
+    record = record_sweep(where.storage, plan)
+    projection = LiveProjection(
+        where.storage, record, uri, lambda text: console.print(f"Warning: {text}", markup=False)
+    )
+    todo = plan.to_run(retry_failed)
+    projection.note(t.spec.trial_id for t in plan.trials if t.state in ("completed", "diverged", "failed"))
+    progress = SweepProgress(
+        console=console,
+        specs={t.spec.trial_id: t.spec for t in todo},
+        epochs_done={t.spec.trial_id: t.epoch for t in todo if t.epoch},
+        total=len(plan.trials) - len(plan.blocked),
+        already=len(plan.trials) - len(plan.blocked) - len(todo),
+    )
+    interrupted = False
+    try:
+        if todo:
+            with progress:
+                interrupted = _tune(todo, where, plan.sweep.resources, address, progress, projection)
+    finally:
+        tracked = projection.close()
+    counts = {name: count for name, count in progress.counts.items() if count}
+    return SweepOutcome(sum(counts.values()), counts, interrupted, tracked)
+
+
+def _tune(
+    todo: list[PlannedTrial],
+    where: Places,
+    resources: ResourceSpec,
+    address: str | None,
+    progress: SweepProgress,
+    projection: LiveProjection,
+) -> bool:
+    """Whether the user interrupted."""
+    for variable, value in {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }.items():
+        os.environ.setdefault(variable, value)
+    import ray
+    from ray import tune
+
+    from cryobench.orchestrator.trainable import run_in_worker
+    from cryobench.orchestrator.watcher import Watcher
+    from cryobench.workers.trial import Place
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    own_cluster = not ray.is_initialized()
+    if own_cluster:
+        _connect(ray, address)
+    try:
+        gpus = resources.gpus_per_trial
+        if gpus == "auto":
+            gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+        _check_fits(ray.cluster_resources(), resources.cpus_per_trial, gpus)
+        place = Place(where.storage, where.data_dir, where.cache_dir, where.weights_dir, resources)
+        specs = {t.spec.trial_id: t.spec.model_dump(mode="json") for t in todo}
+        with tempfile.TemporaryDirectory(prefix="cryobench-tune-") as scratch:
+            tuner = tune.Tuner(
+                tune.with_resources(
+                    tune.with_parameters(run_in_worker, place=place, specs=specs),
+                    {"cpu": resources.cpus_per_trial, "gpu": gpus},
+                ),
+                param_space={"trial": tune.grid_search(list(specs))},
+                tune_config=tune.TuneConfig(
+                    reuse_actors=True,
+                    max_concurrent_trials=resources.max_concurrent,
+                    trial_name_creator=lambda trial: str(trial.config["trial"]),
+                    trial_dirname_creator=lambda trial: str(trial.config["trial"]),
+                ),
+                run_config=tune.RunConfig(
+                    name="sweep",
+                    storage_path=scratch,
+                    failure_config=tune.FailureConfig(max_failures=resources.crash_retries),
+                    callbacks=[Watcher(where.storage, progress, projection)],
+                    verbose=0,
+                ),
+            )
+            try:
+                tuner.fit()
+            except KeyboardInterrupt:
+                return True
+        return len(progress.specs) > sum(progress.counts.values())
+    finally:
+        if own_cluster:
+            ray.shutdown()
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        # Nothing large goes through the object store: tiles are memory-mapped, results are files.
+        options |= {"address": "local", "include_dashboard": False, "object_store_memory": 100 * 1024 * 1024}
+    else:
+        options["address"] = address
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        what = f"Ray cluster at {address}" if address else "Ray on this machine"
+        raise ConfigError(
+            f"Cannot reach {what} ({' '.join(str(error).split())[:200]}). Start one with: ray start --head, and give "
+            "--address HOST:6379; without --address the sweep runs on this machine alone."
+        ) from error
+
+
+def _check_fits(available: dict[str, float], cpus: float, gpus: float) -> None:
+    """A trial that no node could ever hold would wait for ever."""
+    for name, wanted in (("CPU", cpus), ("GPU", gpus)):
+        if wanted > available.get(name, 0):
+            raise ConfigError(
+                f"A trial asks for {wanted:g} {name}, the cluster has {available.get(name, 0):g} in all. Lower "
+                f"resources.{name.lower()}s_per_trial."
+            )

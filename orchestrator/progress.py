@@ -1,0 +1,107 @@
+"""What a running sweep shows: a live table on a terminal, one line a finished trial elsewhere."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from cryobench.conf.trial import TrialSpec
+from cryobench.orchestrator.formatting import duration
+
+
+@dataclass
+class _Running:
+    spec: TrialSpec
+    epoch: int = 0
+    loss: float | None = None
+    val_miou: float | None = None
+
+
+@dataclass
+class SweepProgress:
+    """Counts, running trials and the time left, told by `tell` what the workers report."""
+
+    console: Console
+    specs: dict[str, TrialSpec]
+    epochs_done: dict[str, int]
+    total: int
+    already: int
+    counts: dict[str, int] = field(default_factory=lambda: {"completed": 0, "diverged": 0, "failed": 0})
+    _running: dict[str, _Running] = field(default_factory=dict)
+    _ended: set[str] = field(default_factory=set)
+    _fresh: int = 0
+    _began: float = field(default_factory=time.monotonic)
+    _live: Live | None = None
+
+    def __enter__(self) -> SweepProgress:
+        if self.console.is_terminal:
+            self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=2)
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+
+    def tell(self, trial: str, event: dict[str, Any]) -> None:
+        """One reported event of a trial."""
+        spec = self.specs[trial]
+        if event.get("event") == "ended":
+            self.end(trial, str(event["status"]), event.get("message"))
+            return
+        running = self._running.setdefault(trial, _Running(spec, self.epochs_done.get(trial, 0)))
+        if event.get("event") == "epoch":
+            self._fresh += max(0, int(event["epoch"]) - running.epoch)
+            running.epoch, running.loss = int(event["epoch"]), event.get("loss")
+            running.val_miou = event.get("val_miou", running.val_miou)
+            self.epochs_done[trial] = running.epoch
+
+    def end(self, trial: str, status: str, message: str | None = None) -> None:
+        """A trial ended, as reported by its worker or, if that died too often, by Tune."""
+        if trial in self._ended:
+            return
+        self._ended.add(trial)
+        running = self._running.pop(trial, None)
+        self.counts[status] = self.counts.get(status, 0) + 1
+        if self._live is None or status != "completed":
+            done = self.already + sum(self.counts.values())
+            score = f", validation mIoU {running.val_miou:.2f}" if running and running.val_miou is not None else ""
+            text = f"[{done}/{self.total}] {self.specs[trial].label}: {status}{score}"
+            self.console.print(
+                f"{text}{f' ({message})' if message else ''}; {self._left()}", markup=False, highlight=False
+            )
+
+    def _left(self) -> str:
+        epochs = sum(s.protocol.epochs for t, s in self.specs.items() if t not in self._ended)
+        epochs -= sum(done for t, done in self.epochs_done.items() if t not in self._ended)
+        elapsed = time.monotonic() - self._began
+        if not epochs:
+            return f"{duration(elapsed)} elapsed"
+        if not self._fresh:
+            return "time left unknown yet"
+        return f"about {duration(elapsed / self._fresh * epochs)} left"
+
+    def _render(self) -> Table:
+        done = self.already + sum(self.counts.values())
+        extra = "".join(f", {count} {name}" for name, count in self.counts.items() if count and name != "completed")
+        table = Table(title=f"{done} of {self.total} trials{extra} · {self._left()}", title_justify="left")
+        for name in ("encoder", "data set", "regime", "lr", "epoch", "loss", "val mIoU"):
+            table.add_column(name, justify="left" if name in ("encoder", "data set", "regime") else "right")
+        for running in list(self._running.values()):
+            spec = running.spec
+            table.add_row(
+                spec.encoder.name,
+                spec.dataset.name,
+                spec.regime.name,
+                f"{spec.lr:g}",
+                f"{running.epoch}/{spec.protocol.epochs}",
+                "" if running.loss is None else f"{running.loss:.3f}",
+                "" if running.val_miou is None else f"{running.val_miou:.2f}",
+            )
+        return table

@@ -1,0 +1,73 @@
+"""What a finished trial says of itself: outcome, provenance, cost."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from cryobench.conf.schema import Strict
+
+
+class TestMetrics(Strict):
+    """Metrics on the test split, in percent; per class in class order; ``miou_low``/``high``: 95 % bootstrap."""
+
+    __test__ = False
+
+    miou: float
+    miou_low: float
+    miou_high: float
+    mean_f1: float
+    overall_accuracy: float
+    iou: tuple[float, ...]
+    f1: tuple[float, ...]
+    precision: tuple[float, ...]
+    recall: tuple[float, ...]
+
+
+class Provenance(Strict):
+    """Where a number comes from."""
+
+    weights: str
+    store_digest: str
+    data_origin: str
+    code: str
+    libraries: dict[str, str]
+    host: str
+    device: str
+
+
+class Cost(Strict):
+    """What a trial took. ``gmacs``: 10^9 multiply-adds of encoder and decoder for one crop, the paper's "GFLOPs"."""
+
+    parameters: int
+    trained_parameters: int
+    gmacs: float
+    train_seconds: float
+    total_seconds: float
+    tiles_per_second: float
+    peak_memory_mb: float
+
+
+class TrialResult(Strict):
+    """``result.json``. ``test`` is None only for a trial that diverged before its first validation."""
+
+    trial_id: str
+    status: Literal["completed", "diverged"]
+    epochs: int
+    steps: int
+    training_tiles: int
+    best_epoch: int | None
+    best_val_miou: float | None
+    test: TestMetrics | None
+    classes: tuple[str, ...]
+    final_weights: str
+    best_weights: str | None
+    provenance: Provenance
+    cost: Cost
+    message: str | None = None
+
+    def reproducible(self) -> dict[str, object]:
+        """The part that must be the same wherever and however often the trial runs on one machine type."""
+        return self.model_dump(mode="json", exclude={"provenance": {"host", "code"}, "cost": _TIMES})
+
+
+_TIMES = {"train_seconds", "total_seconds", "tiles_per_second", "peak_memory_mb"}
