@@ -127,7 +127,7 @@ class Library:
     def load(self, group: str, name: str, model: type[M]) -> M:
         """One file of a group, checked against its model."""
         self.require(group, name)
-        plain = self.compose(f"{group}/{name}", []).get(group, {})
+        plain = self.compose("part", [f"+{group}={name}"])[group]
         return _checked(model, {**plain, "name": name}, f"{group} '{name}'")
 
     def compose(self, config: str, overrides: list[str]) -> dict[str, Any]:

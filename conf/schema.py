@@ -207,7 +207,7 @@ class ResourceSpec(Strict):
 
 
 class LrSearchSpec(Strict):
-    """A learning-rate search on part of a sweep's grid."""
+    """Further learning rates on part of a sweep's grid; what the grid does not hold is not searched."""
 
     lr: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
     regimes: Annotated[tuple[str, ...], Field(min_length=1)]

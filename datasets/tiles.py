@@ -58,15 +58,16 @@ def is_built(spec: DatasetSpec) -> bool:
     return spec.reader in READERS
 
 
-def reader_for(spec: DatasetSpec) -> Reader:
-    """The reader that ``spec`` names.
-
-    Raises:
-        NotBuiltError: the data set is configured, but its reader is not part of this release.
-    """
+def require_built(spec: DatasetSpec) -> None:
+    """Raise `NotBuiltError` for a data set that is configured, but whose reader is not part of this release."""
     if not is_built(spec):
         raise NotBuiltError(
             f"Data set '{spec.name}' needs the reader '{spec.reader}', which is not part of this release. "
             f"Readers here: {', '.join(READERS)}. Leave it out of datasets=[...] until then."
         )
+
+
+def reader_for(spec: DatasetSpec) -> Reader:
+    """The reader that ``spec`` names; raises `NotBuiltError` like `require_built`."""
+    require_built(spec)
     return cast(Reader, importlib.import_module(READERS[spec.reader]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 from dataclasses import dataclass
 from typing import Any
@@ -100,6 +101,7 @@ def _tune(
     from cryobench.workers.trial import Place
 
     logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the watcher tells of trials that failed, in a line
     own_cluster = not ray.is_initialized()
     if own_cluster:
         _connect(ray, address)
@@ -149,13 +151,22 @@ def _connect(ray: Any, address: str | None) -> None:
     else:
         options["address"] = address
     try:
+        if address:
+            _reachable(address)
         ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         what = f"Ray cluster at {address}" if address else "Ray on this machine"
         raise ConfigError(
             f"Cannot reach {what} ({' '.join(str(error).split())[:200]}). Start one with: ray start --head, and give "
             "--address HOST:6379; without --address the sweep runs on this machine alone."
         ) from error
+
+
+def _reachable(address: str) -> None:
+    """Raise OSError at once where nothing listens; Ray itself would try for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _check_fits(available: dict[str, float], cpus: float, gpus: float) -> None:

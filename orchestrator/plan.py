@@ -15,8 +15,7 @@ from cryobench.conf.feeding import choose_variant, feed
 from cryobench.conf.schema import DatasetSpec, EncoderSpec, Modality, RegimeSpec, SweepSpec, Variant
 from cryobench.conf.trial import Feed, TrialDataset, TrialEncoder, TrialRegime, TrialSpec
 from cryobench.datasets.store import StoreInfo, read_info
-from cryobench.datasets.tiles import is_built as reader_is_built
-from cryobench.datasets.tiles import reader_for
+from cryobench.datasets.tiles import require_built
 from cryobench.encoders import registry
 from cryobench.orchestrator.places import Places
 from cryobench.orchestrator.weights import WeightsFolder
@@ -115,14 +114,6 @@ def make_plan(sweep: SweepSpec, where: Places) -> Plan:
 
 def _grid(sweep: SweepSpec) -> Iterator[tuple[EncoderSpec, DatasetSpec, RegimeSpec, float, int]]:
     search = sweep.lr_search
-    if search:
-        names = {r.name for r in sweep.regimes}
-        strange = sorted(set(search.regimes) - names)
-        if strange:
-            raise ConfigError(
-                f"lr_search names the regime {', '.join(strange)}, which the sweep does not have "
-                f"({', '.join(sorted(names))}). Add it to regimes, or set lr_search=null."
-            )
     for dataset in sweep.datasets:
         for encoder in sweep.encoders:
             for regime in sweep.regimes:
@@ -148,7 +139,7 @@ class _Surveyor:
         blocks: list[tuple[str, str]] = []
         store = self._store(dataset)
         if isinstance(store, CryobenchError):
-            blocks.append(("not_built" if not reader_is_built(dataset) else store.kind, str(store)))
+            blocks.append((store.kind, str(store)))
         if not registry.is_built(encoder.family):
             try:
                 registry.family_class(encoder.family, encoder.name)
@@ -198,7 +189,7 @@ class _Surveyor:
     def _store(self, dataset: DatasetSpec) -> StoreInfo | CryobenchError:
         if dataset.name not in self.stores:
             try:
-                reader_for(dataset)
+                require_built(dataset)
                 info = read_info(self.where.store(dataset.name))
                 _same_channels(dataset, info, self.where.store(dataset.name))
                 self.stores[dataset.name] = info

@@ -77,6 +77,12 @@ class SweepProgress:
                 f"{text}{f' ({message})' if message else ''}; {self._left()}", markup=False, highlight=False
             )
 
+    def recover(self, trial: str, failures: int) -> None:
+        """A trial's worker died; it goes on from its checkpoint."""
+        self._running.pop(trial, None)
+        what = f"{self.specs[trial].label}: its worker died (time {failures}), going on from the last checkpoint"
+        self.console.print(what, markup=False, highlight=False)
+
     def _left(self) -> str:
         epochs = sum(s.protocol.epochs for t, s in self.specs.items() if t not in self._ended)
         epochs -= sum(done for t, done in self.epochs_done.items() if t not in self._ended)

@@ -37,13 +37,15 @@ def run_sql(rows: pa.Table, query: str) -> pa.Table:
     connection.register("leaderboard", rows)
     connection.execute("SET enable_external_access = false")
     try:
-        found = connection.execute(query).to_arrow_table()
+        found = connection.sql(query)
     except duckdb.Error as error:
         raise ConfigError(
             f"The query cannot be run: {error}. The table is 'leaderboard', with the columns "
             f"{', '.join(rows.column_names)}."
         ) from error
-    return found
+    if found is None:
+        raise ConfigError("The query returns no rows of its own; give a SELECT over the table 'leaderboard'.")
+    return found.to_arrow_table()
 
 
 def rendered(rows: pa.Table, form: str, output: str | None) -> None:

@@ -212,9 +212,9 @@ class Tracker:
                 values[f"test_{name}"] = getattr(result.test, name)
             for label, iou, f1 in zip(result.classes, result.test.iou, result.test.f1, strict=True):
                 values[f"test_iou/{label}"], values[f"test_f1/{label}"] = iou, f1
-        self._client.log_batch(
-            run.run_id, metrics=[Metric(name, float(value), ended, result.epochs) for name, value in values.items()]
-        )
+        # At step 0 the UI draws a value that a run has once as a bar, and the bars of all runs side by side.
+        metrics = [Metric(name, float(value), ended, 0) for name, value in values.items()]
+        self._client.log_batch(run.run_id, metrics=metrics)
         for name in (SPEC, RESULT, SAMPLES_PICTURE, CONFUSION_PICTURE):
             if (folder.path / name).exists():
                 self._client.log_artifact(run.run_id, str(folder.path / name))

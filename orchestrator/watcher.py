@@ -27,6 +27,10 @@ class Watcher(tune.Callback):
         self._progress.tell(trial.config["trial"], result)
         self._projection.note([trial.config["trial"]])
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A worker died and the trial is tried again."""
+        self._progress.recover(trial.config["trial"], trial.num_failures)
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """The retries are used up."""
         trial_id = trial.config["trial"]

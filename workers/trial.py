@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 import traceback
@@ -83,7 +84,8 @@ def run_trial(
             raise CryobenchError(state.message or "The trial failed before.")
         folder.write_spec(spec)
         device = place.torch_device()
-        report(folder.record("attempt", host=platform.node(), device=str(device), code=code_version()))
+        attempt = {"host": platform.node(), "pid": os.getpid(), "device": str(device), "code": code_version()}
+        report(folder.record("attempt", **attempt))
         try:
             return _Trial(spec, place, folder, device, report, should_stop).run()
         except InterruptedTrialError:

@@ -126,7 +126,9 @@ def ui(
             f"No MLflow database under {where.storage}. Run a sweep with this --storage, or cryobench sync."
         )
     uri = tracking_uri or default_uri(where.storage)
-    console.print(f"MLflow UI of {uri} on http://{host}:{port}; Ctrl-C ends it.", soft_wrap=True)
+    # Without the parameter MLflow opens on its pages about language models.
+    page = f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
+    console.print(f"MLflow UI of {uri}: {page} (Ctrl-C ends it)", soft_wrap=True, highlight=False)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
     artifacts = ["--default-artifact-root", (where.storage / "mlartifacts").as_uri()]
     with_workers = ["--workers", "1"]

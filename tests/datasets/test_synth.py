@@ -1,0 +1,79 @@
+"""Generated scenes: reproducible, and learnable but not by a threshold."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cryobench.conf.compose import load_dataset, load_sweep
+from cryobench.conf.errors import DataError, UnknownNameError
+from cryobench.datasets.convert import convert
+from cryobench.datasets.store import TileStore
+from cryobench.datasets.synth.generate import generate
+from cryobench.orchestrator.places import Places
+from cryobench.orchestrator.plan import make_plan
+from cryobench.workers.metrics import metrics
+from cryobench.workers.trial import Place, run_trial
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.*"))}
+
+
+@pytest.mark.parametrize("name", ["glid", "caffe"])
+def test_the_same_seed_gives_the_same_files(tmp_path: Path, name: str) -> None:
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        generate(name, tmp_path / folder, tiles=(2, 1, 1), size=48, seed=seed)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert files(tmp_path / "a") != files(tmp_path / "c")
+
+
+def test_real_files_are_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match="holds files that were not generated"):
+        generate("glid", tmp_path)
+
+
+def test_unknown_names_and_sizes_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="Known: caffe, glid"):
+        generate("gild", tmp_path / "x")
+    with pytest.raises(DataError, match="at least 32"):
+        generate("glid", tmp_path / "x", size=8)
+
+
+def best_threshold_miou(store: TileStore) -> float:
+    """The best that thresholds on one band can do on the test split, chosen on the test split itself.
+
+    Each of 256 levels of a band may be given any class: the upper bound of every band-wise rule.
+    """
+    classes = len(store.info.classes)
+    (group,) = store.info.groups
+    best = 0.0
+    for band in range(len(store.info.groups[group].bands)):
+        joint = np.zeros((256, classes), np.int64)
+        for i in range(store.info.splits["test"].tiles):
+            values, mask = store.tile("test", group, i)[band], store.tile("test", "mask", i)
+            np.add.at(joint, (values.ravel(), mask.ravel()), 1)
+        weights = joint / np.maximum(joint.sum(axis=0), 1)
+        for choice in (joint.argmax(axis=1), weights.argmax(axis=1)):
+            matrix = np.zeros((classes, classes), np.int64)
+            for level, chosen in enumerate(choice):
+                matrix[chosen] += joint[level]
+            best = max(best, metrics(matrix).miou)
+    return best
+
+
+@pytest.mark.parametrize(("name", "epochs", "margin"), [("glid", 6, 15.0), ("caffe", 16, 12.0)])
+def test_a_small_unet_does_clearly_better_than_a_threshold(
+    tmp_path: Path, name: str, epochs: int, margin: float
+) -> None:
+    generate(name, tmp_path / "raw", tiles=(24, 4, 8), size=128)
+    convert(load_dataset(name), tmp_path / "raw", tmp_path / f"{name}.zarr")
+    where = Places(tmp_path / "storage", tmp_path, tmp_path / "cache", tmp_path / "weights")
+    overrides = ["encoder=unet_small", f"dataset={name}", "regime=finetune", "lr=3e-3", "lr_search=null"]
+    (trial,) = make_plan(load_sweep([*overrides, f"protocol.epochs={epochs}", "protocol.eval_every=4"]), where).trials
+    place = Place(where.storage, where.data_dir, where.cache_dir, device="cpu")
+    result = run_trial(trial.spec, place)
+    assert result.test is not None
+    threshold = best_threshold_miou(TileStore(tmp_path / f"{name}.zarr"))
+    assert result.test.miou > threshold + margin, f"U-Net {result.test.miou:.1f}, threshold {threshold:.1f}"

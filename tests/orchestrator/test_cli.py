@@ -1,0 +1,176 @@
+"""The command answers at once, in plain words, and imports what is heavy only where it is used."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cryobench.orchestrator.formatting import duration
+
+ENTRY = "from cryobench.orchestrator.cli import main; main()"
+
+
+def cryobench(*arguments: str, expect: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", ENTRY, *arguments], capture_output=True, text=True, timeout=120, check=False, cwd=cwd
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("plan", "sweep=full", "--json"),
+        ("data", "list"),
+        ("encoders", "list"),
+        ("data", "info", "glid"),
+    ],
+)
+def test_listings_import_nothing_heavy(tmp_path: Path, data_dir: Path, arguments: tuple[str, ...]) -> None:
+    """Speed is measured in benchmarks; here, what would make it slow: torch, ray, mlflow, zarr."""
+    where = () if "--help" in arguments or arguments[0] == "encoders" else ("--data-dir", str(data_dir))
+    program = (
+        "import sys\nfrom cryobench.orchestrator.cli import main\n"
+        f"sys.argv = ['cryobench', *{[*arguments, *where]!r}]\n"
+        "try:\n    main()\nfinally:\n"
+        "    heavy = {'torch', 'ray', 'mlflow', 'zarr', 'matplotlib', 'rasterio', 'duckdb'} & set(sys.modules)\n"
+        "    assert not heavy, heavy\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
+    )
+    assert "AssertionError" not in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_imports_no_configuration_library() -> None:
+    program = (
+        "import sys\nfrom cryobench.orchestrator.cli import main\nsys.argv = ['cryobench', '--help']\n"
+        "try:\n    main()\nfinally:\n    assert not {'hydra', 'pydantic', 'numpy'} & set(sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False).returncode == 0
+
+
+def test_an_error_is_one_message_without_a_traceback(tmp_path: Path) -> None:
+    done = cryobench("plan", "sweep=nothing", expect=2, cwd=tmp_path)
+    assert done.stderr.startswith("Error: Unknown sweep 'nothing'. Known: demo, full")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []  # looking leaves nothing behind
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("data", "info", "gild"), "Unknown dataset 'gild'"),
+        (("data", "info", "glid"), "No tile store"),
+        (("data", "prepare", "glid", "--source", "nowhere"), "No folder nowhere to read 'glid' from"),
+        (("data", "prepare", "sicd", "--source", "."), "needs the reader 'scenes', which is not part of this release"),
+        (("data", "synth", "debris"), "Unknown generated data set 'debris'. Known: caffe, glid"),
+        (("resume", "demo"), "Unknown sweep on this storage 'demo'"),
+        (("leaderboard",), "No leaderboard at"),
+        (("ui",), "No MLflow database under"),
+        (("trial", "run", "0123456789abcdef"), "No trial at"),
+        (("trial", "run", "missing.json"), "No file missing.json"),
+        (("trial", "run", "sweep=demo"), "These overrides give 24 trials, expected one"),
+        (("trial", "show", "0123456789abcdef"), "No trial at"),
+        (("encoders", "check", "--golden", "nowhere"), "--golden nowhere is not a folder"),
+        (("plan", "--config-dir", "nowhere"), "is not a folder"),
+        (("plan", "--storage", "ftp://host/x"), "ftp://host/x"),
+    ],
+)
+def test_wrong_requests_are_explained(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENTRY, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_data_commands_make_show_and_verify_a_store(tmp_path: Path) -> None:
+    cryobench("data", "synth", "caffe", "--tiles", "4", "2", "2", "--size", "48", cwd=tmp_path)
+    store = tmp_path / "cryobench-data" / "caffe.zarr"
+    info = json.loads(cryobench("data", "info", "caffe", "--json", cwd=tmp_path).stdout)
+    assert info["splits"]["train"]["tiles"] == 4
+    assert info["origin"] == "generated (seed 234, 48 px)"
+    assert "ocean and ice melange" in cryobench("data", "info", "caffe", cwd=tmp_path).stdout
+    assert "whole, digest" in cryobench("data", "verify", "caffe", cwd=tmp_path).stdout
+    listed = json.loads(cryobench("data", "list", "--json", cwd=tmp_path).stdout)["datasets"]
+    assert {row["name"]: row["state"] for row in listed}["caffe"] == "prepared"
+    chunk = store / "val" / "mask" / "c" / "1" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    done = cryobench("data", "verify", "caffe", expect=1, cwd=tmp_path)
+    assert "tile 1 of val/mask" in done.stdout
+    assert "1 problems found" in done.stderr
+
+
+def test_generated_data_never_replaces_real_data(tmp_path: Path, raw_glid: Path) -> None:
+    import shutil
+
+    shutil.copytree(raw_glid, tmp_path / "real")
+    (tmp_path / "real" / "ORIGIN.txt").unlink()
+    cryobench("data", "prepare", "glid", "--source", "real", cwd=tmp_path)
+    done = cryobench("data", "synth", "glid", expect=1, cwd=tmp_path)
+    assert "holds real data" in done.stderr
+
+
+def test_one_trial_in_this_process_and_what_is_known_of_it(tmp_path: Path, data_dir: Path) -> None:
+    overrides = ("encoder=unet_small", "dataset=glid", "regime=frozen", "protocol.epochs=2", "protocol.eval_every=1")
+    told = cryobench("trial", "run", *overrides, "--data-dir", str(data_dir), cwd=tmp_path).stdout
+    assert "epoch 2/2: loss" in told
+    assert "completed: test mIoU" in told
+    trial_id = told.split()[1].rstrip(":")
+    known = json.loads(cryobench("trial", "show", trial_id, "--json", cwd=tmp_path).stdout)
+    assert known["state"] == "completed"
+    assert known["result"]["test"]["miou"] > 0
+    assert "lake: IoU" in cryobench("trial", "show", trial_id, cwd=tmp_path).stdout
+    cryobench("sync", "--tracking-uri", "none", cwd=tmp_path)
+    for form in ("table", "markdown", "csv", "json"):
+        assert "unet_small" in cryobench("leaderboard", "--format", form, cwd=tmp_path).stdout or form in (
+            "table",
+            "markdown",
+        )
+    table = cryobench("leaderboard", cwd=tmp_path).stdout
+    assert "U-Net small (from scratch)" in table
+    assert "generated: these are not benchmark results" in table
+    plain = json.loads(cryobench("leaderboard", "--json", cwd=tmp_path).stdout)
+    assert plain["tables"][0]["encoders"][0]["avg_rank"] == 1
+    cryobench("leaderboard", "--format", "parquet", "-o", "out.parquet", cwd=tmp_path)
+    assert (tmp_path / "out.parquet").read_bytes().startswith(b"PAR1")
+    assert "needs --output" in cryobench("leaderboard", "--format", "parquet", expect=2, cwd=tmp_path).stderr
+
+
+def test_encoders_check_ends_in_failure_on_a_deviation(tmp_path: Path) -> None:
+    from cryobench.encoders.golden import GOLDEN_DIR, read_golden
+
+    good = read_golden(GOLDEN_DIR / "unet.json")
+    (tmp_path / "unet.json").write_text(json.dumps(good))
+    assert "ok" in cryobench("encoders", "check", "--golden", str(tmp_path)).stdout
+    good["outputs"][0]["samples"][0][1] += 1.0
+    (tmp_path / "unet.json").write_text(json.dumps(good))
+    assert "deviates" in cryobench("encoders", "check", "--golden", str(tmp_path), expect=1).stdout
+
+
+def test_encoders_list_tells_what_is_here(tmp_path: Path) -> None:
+    rows = json.loads(cryobench("encoders", "list", "--json", cwd=tmp_path).stdout)["encoders"]
+    found = {(row["encoder"], row["variant"]): row for row in rows}
+    assert found["vit", "own"]["weights"] == "trained from scratch"
+    assert found["s12_mae", "sar"]["weights"] == "missing"
+    assert found["s12_mae", "sar"]["bands"] == {"sar": ["VV", "VH"]}
+    assert not found["croma", "joint"]["built"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(42.4, "42 s"), (200, "3 min 20 s"), (18_720, "5 h 12 min"), (183_600, "2 d 3 h")]
+)
+def test_durations_for_people(seconds: float, told: str) -> None:
+    assert duration(seconds) == told
