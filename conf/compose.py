@@ -127,7 +127,10 @@ class Library:
     def load(self, group: str, name: str, model: type[M]) -> M:
         """One file of a group, checked against its model."""
         self.require(group, name)
-        plain = self.compose("part", [f"+{group}={name}"])[group]
+        (path,) = (p for folder in self._folders if (p := folder / group / f"{name}.yaml").exists())
+        plain: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        if not isinstance(plain, dict) or "defaults" in plain:  # built upon other files: Hydra's business
+            plain = self.compose("part", [f"+{group}={name}"])[group]
         return _checked(model, {**plain, "name": name}, f"{group} '{name}'")
 
     def compose(self, config: str, overrides: list[str]) -> dict[str, Any]:

@@ -89,6 +89,12 @@ class TrackingError(CryobenchError):
     kind = "tracking"
 
 
+class StorageError(CryobenchError):
+    """An object store that cannot be reached or refuses."""
+
+    kind = "storage"
+
+
 class InterruptedTrialError(CryobenchError):
     """A trial that was asked to stop at an epoch boundary; it continues when run again."""
 
@@ -96,7 +102,7 @@ class InterruptedTrialError(CryobenchError):
 
 
 #: Failures that say nothing about the trial itself: running the sweep again tries them again.
-RETRIED_KINDS = frozenset({"crashed", "disk_full", "interrupted", "missing_data", "missing_weights"})
+RETRIED_KINDS = frozenset({"crashed", "disk_full", "interrupted", "missing_data", "missing_weights", "storage"})
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

@@ -18,6 +18,7 @@ from cryobench.orchestrator.plan import Plan, PlannedTrial
 from cryobench.orchestrator.progress import SweepProgress
 from cryobench.orchestrator.projection import LiveProjection
 from cryobench.orchestrator.sweeps import record_sweep
+from cryobench.workers.mirror import Mirror
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,15 @@ def run_sweep(
         TrackingError: MLflow cannot be reached at the start; nothing has run.
     """
     record = record_sweep(where.storage, plan)
+    mirror = Mirror(where.storage_url) if where.storage_url else None
+    if mirror:
+        mirror.push_projections(where.storage)
     projection = LiveProjection(
-        where.storage, record, uri, lambda text: console.print(f"Warning: {text}", markup=False)
+        where.storage,
+        record,
+        uri,
+        lambda text: console.print(f"Warning: {text}", markup=False, soft_wrap=True),
+        mirror=mirror,
     )
     todo = plan.to_run(retry_failed)
     projection.note(t.spec.trial_id for t in plan.trials if t.state in ("completed", "diverged", "failed"))
@@ -110,7 +118,14 @@ def _tune(
         if gpus == "auto":
             gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
         _check_fits(ray.cluster_resources(), resources.cpus_per_trial, gpus)
-        place = Place(where.storage, where.data_dir, where.cache_dir, where.weights_dir, resources)
+        place = Place(
+            where.worker_storage,
+            where.data_dir,
+            where.cache_dir,
+            where.weights_dir,
+            resources,
+            mirror=where.storage_url,
+        )
         specs = {t.spec.trial_id: t.spec.model_dump(mode="json") for t in todo}
         with tempfile.TemporaryDirectory(prefix="cryobench-tune-") as scratch:
             tuner = tune.Tuner(
@@ -129,7 +144,7 @@ def _tune(
                     name="sweep",
                     storage_path=scratch,
                     failure_config=tune.FailureConfig(max_failures=resources.crash_retries),
-                    callbacks=[Watcher(where.storage, progress, projection)],
+                    callbacks=[Watcher(progress, projection)],
                     verbose=0,
                 ),
             )

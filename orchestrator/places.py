@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,23 @@ from cryobench.conf.errors import ConfigError
 
 @dataclass(frozen=True)
 class Places:
-    """The folders that commands work on."""
+    """The folders that commands work on.
+
+    ``storage`` is a local folder; with ``storage_url``, an object store's, it is the driver's working copy of it, and
+    ``worker_storage`` that of the workers on the same machine.
+    """
 
     storage: Path
     data_dir: Path
     cache_dir: Path
     weights_dir: Path
     config_dir: Path | None = None
+    storage_url: str | None = None
+
+    @property
+    def worker_storage(self) -> Path:
+        """Where workers write their trials: the storage itself, or their node's working copy."""
+        return self.storage.with_name("worker") if self.storage_url else self.storage
 
     def store(self, dataset: str) -> Path:
         """The tile store of a data set."""
@@ -35,12 +46,29 @@ def places(
     weights_dir: str | None = None,
     config_dir: str | None = None,
 ) -> Places:
-    """Folders from options; those not given from CRYOBENCH_* variables, else below the current folder."""
+    """Folders from options; those not given from CRYOBENCH_* variables, else below the current folder.
+
+    A storage at a URL is read into its working copy here.
+
+    Raises:
+        StorageError: the object store cannot be reached.
+    """
     data = _folder(data_dir, "CRYOBENCH_DATA", "cryobench-data")
+    cache = _folder(cache_dir, "CRYOBENCH_CACHE", str(data / "cache"))
+    asked = storage or os.environ.get("CRYOBENCH_STORAGE") or "cryobench-storage"
+    url = asked.rstrip("/") if "://" in asked else None
+    if url:
+        from cryobench.workers.mirror import Mirror
+
+        local = cache / "storages" / hashlib.sha256(url.encode()).hexdigest()[:12] / "driver"
+        Mirror(url).pull(local)
+    else:
+        local = Path(asked).expanduser().resolve()
     return Places(
-        storage=_folder(storage, "CRYOBENCH_STORAGE", "cryobench-storage"),
+        storage=local,
+        storage_url=url,
         data_dir=data,
-        cache_dir=_folder(cache_dir, "CRYOBENCH_CACHE", str(data / "cache")),
+        cache_dir=cache,
         weights_dir=_folder(weights_dir, "CRYOBENCH_WEIGHTS", str(data / "weights")),
         config_dir=_folder(config_dir, "CRYOBENCH_CONFIG", "")
         if config_dir or os.environ.get("CRYOBENCH_CONFIG")
@@ -51,5 +79,5 @@ def places(
 def _folder(given: str | None, variable: str, default: str) -> Path:
     text = given or os.environ.get(variable) or default
     if "://" in text:
-        raise ConfigError(f"{text}: expected a local folder here; URLs are not supported for it.")
+        raise ConfigError(f"{text}: expected a local folder; only --storage may be a URL.")
     return Path(text).expanduser().resolve()

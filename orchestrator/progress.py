@@ -74,14 +74,17 @@ class SweepProgress:
             score = f", validation mIoU {running.val_miou:.2f}" if running and running.val_miou is not None else ""
             text = f"[{done}/{self.total}] {self.specs[trial].label}: {status}{score}"
             self.console.print(
-                f"{text}{f' ({message})' if message else ''}; {self._left()}", markup=False, highlight=False
+                f"{text}{f' ({message})' if message else ''}; {self._left()}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
             )
 
     def recover(self, trial: str, failures: int) -> None:
         """A trial's worker died; it goes on from its checkpoint."""
         self._running.pop(trial, None)
         what = f"{self.specs[trial].label}: its worker died (time {failures}), going on from the last checkpoint"
-        self.console.print(what, markup=False, highlight=False)
+        self.console.print(what, markup=False, highlight=False, soft_wrap=True)
 
     def _left(self) -> str:
         epochs = sum(s.protocol.epochs for t, s in self.specs.items() if t not in self._ended)

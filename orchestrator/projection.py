@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryobench.conf.errors import TrackingError
+from cryobench.conf.errors import CryobenchError, StorageError, TrackingError
 from cryobench.orchestrator.leaderboard import compact, leaderboard_row, write_row
 from cryobench.orchestrator.sweeps import SweepRecord, all_sweeps
 from cryobench.orchestrator.tracking import Tracker
-from cryobench.workers.folder import TrialFolder, all_trials
+from cryobench.workers.folder import EVENTS, TrialFolder, all_trials
+from cryobench.workers.mirror import Mirror
 
 #: Experiment and sweep of trials that were run by themselves.
 SINGLE = "single"
@@ -79,9 +80,12 @@ class LiveProjection:
         record: SweepRecord,
         uri: str | None,
         warn: Callable[[str], None],
+        *,
         interval_s: float = 4.0,
+        mirror: Mirror | None = None,
     ) -> None:
         self._storage, self._record, self._warn, self._interval = storage, record, warn, interval_s
+        self._mirror = mirror
         self._tracker = Tracker(uri, storage, record.name) if uri else None
         self._owner: dict[str, str] = {}
         for other in all_sweeps(storage):
@@ -105,6 +109,8 @@ class LiveProjection:
         self._thread.join()
         complete = self._flush()
         compact(self._storage)
+        if self._mirror:
+            self._mirror.push_projections(self._storage)
         if self._tracker is not None and complete:
             states = Counter(str(TrialFolder(self._storage, trial).state().status) for trial in self._record.trials)
             try:
@@ -114,6 +120,19 @@ class LiveProjection:
                 complete = False
         return complete
 
+    def failed(self, trial: str, message: str) -> str:
+        """Record that a trial's workers died too often, unless they could say more themselves; what is known then."""
+        if self._mirror:
+            self._mirror.pull_trial(self._storage, trial, whole=False)
+        folder = TrialFolder(self._storage, trial)
+        state = folder.state()
+        if state.status != "failed":
+            folder.record("failed", kind="crashed", message=message)
+            if self._mirror:
+                self._mirror.push(self._storage, (folder.path / EVENTS).relative_to(self._storage).as_posix())
+        self.note([trial])
+        return state.message or message
+
     def _loop(self) -> None:
         while not self._stop.wait(self._interval):
             self._flush()
@@ -121,24 +140,28 @@ class LiveProjection:
     def _flush(self) -> bool:
         with self._lock:
             news, self._news = sorted(self._news), set()
-        failed: list[str] = []
+        missed: set[str] = set()
         for trial in news:
             folder, run_id = TrialFolder(self._storage, trial), None
-            if self._tracker is not None and not failed:
-                try:
+            try:
+                if self._mirror:
+                    self._mirror.pull_trial(self._storage, trial, whole=False)
+                if self._tracker is not None and not missed:
                     run_id = self._tracker.project(folder)
-                except TrackingError as error:
-                    self._complain(error)
-                    failed = news[news.index(trial) :]
+            except (TrackingError, StorageError) as error:
+                self._complain(error)
+                missed.add(trial)
             owner = self._owner.get(trial, self._record.name)
             if owner == self._record.name:
                 row = leaderboard_row(folder, owner, run_id)
                 if row is not None:
                     write_row(self._storage, row)
-        self.note(failed)
-        return not failed
+        if missed:  # after the first that could not be written, none was tried
+            missed.update(news[news.index(min(missed)) :])
+        self.note(missed)
+        return not missed
 
-    def _complain(self, error: TrackingError) -> None:
+    def _complain(self, error: CryobenchError) -> None:
         if not self._warned:
             self._warned = True
             self._warn(str(error))

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ray import tune
 
 from cryobench.orchestrator.progress import SweepProgress
 from cryobench.orchestrator.projection import LiveProjection
-from cryobench.workers.folder import TrialFolder
 
 
 class Watcher(tune.Callback):
     """Passes news on, and records what a worker that died could not."""
 
-    def __init__(self, storage: Path, progress: SweepProgress, projection: LiveProjection) -> None:
-        self._storage, self._progress, self._projection = storage, progress, projection
+    def __init__(self, progress: SweepProgress, projection: LiveProjection) -> None:
+        self._progress, self._projection = progress, projection
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """Tune pickles its callbacks with its state, to restore from; the folders are what we restore from."""
@@ -33,15 +31,9 @@ class Watcher(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """The retries are used up."""
+        message = (
+            f"The worker process died {trial.num_failures} times (out of memory, or killed). "
+            "Running the sweep again continues the trial from its last checkpoint."
+        )
         trial_id = trial.config["trial"]
-        folder = TrialFolder(self._storage, trial_id)
-        state = folder.state()
-        message = state.message
-        if state.status != "failed":
-            message = (
-                f"The worker process died {trial.num_failures} times (out of memory, or killed). "
-                "Running the sweep again continues the trial from its last checkpoint."
-            )
-            folder.record("failed", kind="crashed", message=message)
-        self._progress.end(trial_id, "failed", message)
-        self._projection.note([trial_id])
+        self._progress.end(trial_id, "failed", self._projection.failed(trial_id, message))

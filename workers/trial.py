@@ -6,7 +6,8 @@ import os
 import platform
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from cryobench.workers.evaluation import evaluate
 from cryobench.workers.files import write_whole
 from cryobench.workers.folder import CONFUSION, CONFUSION_PICTURE, SAMPLES_PICTURE, TrialFolder
 from cryobench.workers.metrics import bootstrap_miou, metrics
+from cryobench.workers.mirror import Mirror
 from cryobench.workers.model import SegmentationModel, build_model
 from cryobench.workers.pictures import save_confusion, save_samples
 from cryobench.workers.provenance import code_version, device_name, library_versions
@@ -37,7 +39,10 @@ _PICTURED = 4
 
 @dataclass(frozen=True)
 class Place:
-    """Where a trial runs: nothing here can change its result."""
+    """Where a trial runs: nothing here can change its result.
+
+    ``storage`` is a local folder; with ``mirror``, the URL of an object store, it is this node's working copy of it.
+    """
 
     storage: Path
     data_dir: Path
@@ -45,6 +50,7 @@ class Place:
     weights_dir: Path | None = None
     resources: ResourceSpec = field(default_factory=ResourceSpec)
     device: str = "auto"
+    mirror: str | None = None
 
     def torch_device(self) -> torch.device:
         """The device asked for; ``auto`` is a GPU where there is one."""
@@ -75,7 +81,8 @@ def run_trial(
         CryobenchError: the trial failed; its kind and message are recorded in its folder.
     """
     folder = TrialFolder(place.storage, spec.trial_id)
-    with folder.locked():
+    mirror = Mirror(place.mirror) if place.mirror else None
+    with folder.locked(), _mirrored(mirror, place.storage, folder, report) as report:
         result = folder.result()
         if result is not None:
             return result
@@ -99,6 +106,22 @@ def run_trial(
             if failure is error:
                 raise
             raise failure from error
+
+
+@contextmanager
+def _mirrored(mirror: Mirror | None, storage: Path, folder: TrialFolder, report: Report) -> Iterator[Report]:
+    """A ``report`` that first brings the trial's folder to the object store, if there is one."""
+    if mirror is None:
+        yield report
+        return
+    mirror.pull_trial(storage, folder.trial_id, whole=True)
+
+    def push_and_report(event: dict[str, Any]) -> None:
+        if event["event"] in ("attempt", "epoch", "failed", "interrupted", "finished"):
+            mirror.push_trial(storage, folder.trial_id)
+        report(event)
+
+    yield push_and_report
 
 
 class _Trial:
@@ -235,8 +258,8 @@ class _Trial:
             message=diverged,
         )
         self.folder.write_result(result)
-        self.report(self.folder.record("finished", status=result.status))
         self.checkpoints.drop_latest()
+        self.report(self.folder.record("finished", status=result.status))
         return result
 
     def _test(self, model: SegmentationModel, data: TrialData) -> TestMetrics:

@@ -100,6 +100,10 @@ def sync(storage: Storage = None, tracking_uri: TrackingUri = None) -> None:
     uri = None if tracking_uri == "none" else tracking_uri or default_uri(where.storage)
     with bar("Trials") as progress:
         done = synchronise(where.storage, uri, progress)
+    if where.storage_url:
+        from cryobench.workers.mirror import Mirror
+
+        Mirror(where.storage_url).push_projections(where.storage)
     console.print(
         f"{done.trials} trials of {done.sweeps} sweeps, {done.rows} rows in {table_path(where.storage)}", soft_wrap=True
     )

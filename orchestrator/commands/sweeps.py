@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -140,11 +141,12 @@ def _run_one(made: Plan, where: Places, uri: str | None, address: str | None, re
         + "."
     )
     for trial in waiting:
-        console.print(f"Not retried ({trial.kind}): {trial.spec.label}: {trial.message}", markup=False)
+        console.print(f"Not retried ({trial.kind}): {trial.spec.label}: {trial.message}", markup=False, soft_wrap=True)
     outcome = run_sweep(made, where, console, uri=uri, address=address, retry_failed=retry_failed)
     told = ", ".join(f"{count} {name}" for name, count in outcome.counts.items()) or "nothing left to run"
     console.print(f"Sweep {made.sweep.name}: {told}.", highlight=False)
-    options = f"--storage {where.storage} --data-dir {where.data_dir}"
+    storage = shlex.quote(str(where.storage_url or where.storage))
+    options = f"--storage {storage} --data-dir {shlex.quote(str(where.data_dir))}"
     if outcome.interrupted:
         console.print(
             f"Interrupted. Go on with: cryobench resume {made.sweep.name} {options}", markup=False, soft_wrap=True
@@ -160,9 +162,12 @@ def _run_one(made: Plan, where: Places, uri: str | None, address: str | None, re
         )
     console.print(f"Leaderboard: {table_path(where.storage)}", soft_wrap=True, highlight=False)
     if uri:
-        console.print(f"MLflow: cryobench ui --storage {where.storage}", soft_wrap=True, highlight=False)
+        console.print(f"MLflow: cryobench ui --storage {storage}", soft_wrap=True, highlight=False)
         if not outcome.tracked:
-            console.print(f"MLflow lacks some of it; then: cryobench sync --storage {where.storage}", soft_wrap=True)
+            console.print(
+                f"MLflow lacks some of it; then: cryobench sync --storage {storage}",
+                soft_wrap=True,
+            )
     if failed:
         raise typer.Exit(1)
 
@@ -192,4 +197,4 @@ def _print_counts(made: Plan) -> None:
 
 def _print_missing(made: Plan) -> None:
     for message, count in made.missing().items():
-        console.print(f"[yellow]missing[/] for {count} trials: {escape(message)}", highlight=False)
+        console.print(f"[yellow]missing[/] for {count} trials: {escape(message)}", highlight=False, soft_wrap=True)

@@ -50,7 +50,15 @@ def run(
         elif event["event"] in ("resumed", "checkpoint_discarded", "diverged"):
             console.print(f"{event['event']}: {event.get('epoch', event.get('reason', ''))}", highlight=False)
 
-    place = Place(where.storage, where.data_dir, where.cache_dir, where.weights_dir, resources, device)
+    place = Place(
+        where.worker_storage,
+        where.data_dir,
+        where.cache_dir,
+        where.weights_dir,
+        resources,
+        device,
+        where.storage_url,
+    )
     result = run_trial(spec, place, report=report)
     score = (
         f"test mIoU {result.test.miou:.2f} ({result.test.miou_low:.2f} to {result.test.miou_high:.2f})"

@@ -79,7 +79,8 @@ def test_an_error_is_one_message_without_a_traceback(tmp_path: Path) -> None:
         (("trial", "show", "0123456789abcdef"), "No trial at"),
         (("encoders", "check", "--golden", "nowhere"), "--golden nowhere is not a folder"),
         (("plan", "--config-dir", "nowhere"), "is not a folder"),
-        (("plan", "--storage", "ftp://host/x"), "ftp://host/x"),
+        (("plan", "--storage", "ftp://host/x"), "Expected a local folder or a URL such as s3://bucket/folder"),
+        (("plan", "--data-dir", "s3://bucket/x"), "only --storage may be a URL"),
     ],
 )
 def test_wrong_requests_are_explained(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
