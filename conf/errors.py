@@ -47,6 +47,12 @@ class DataError(CryobenchError):
     kind = "bad_data"
 
 
+class MissingLibraryError(CryobenchError):
+    """A library of an extra that is not installed."""
+
+    kind = "missing_library"
+
+
 class MissingDataError(DataError):
     """Files or a tile store that are not there."""
 
@@ -63,6 +69,12 @@ class MissingWeightsError(CryobenchError):
     """A published checkpoint that is not there."""
 
     kind = "missing_weights"
+
+
+class FetchError(CryobenchError):
+    """A download that did not come."""
+
+    kind = "fetch"
 
 
 class BadCheckpointError(CryobenchError):

@@ -77,6 +77,35 @@ def feed(
     return bands, Feed(inputs=inputs)
 
 
+def explain(encoder: EncoderSpec, variant: Variant, dataset: DatasetSpec, view: View) -> list[str]:
+    """In words, what `feed` decides: a line an input channel, then what is dropped."""
+    bands, plan = feed(encoder, variant, dataset, view)
+    groups = dataset.groups
+    lines = [f"{encoder.title} ({variant}) on {dataset.title}, {view} view"]
+    used = set()
+    for modality, names in bands.items():
+        sources = plan.inputs[modality]
+        stands_in = modality == "optical" and all(s is None or s.group == "sar" for s in sources)
+        for name, source in zip(names, sources, strict=True):
+            if source is None:
+                lines.append(f"{modality} {name}: zero after normalisation; the data set has no such band")
+                continue
+            real = groups[source.group][source.index]
+            repeated = " again" if source in used else ""
+            used.add(source)
+            if real == name:
+                lines.append(f"{modality} {name}: {name}")
+            elif stands_in and source.group == "sar" and name in _STAND_IN:
+                lines.append(f"{modality} {name}: {real}{repeated}, radar standing in for colour")
+            else:
+                lines.append(f"{modality} {name}: {real}{repeated}, which the reference feeds under this name")
+    offered = [Source(group=g, index=i) for g, names in groups.items() for i in range(len(names))]
+    dropped = [groups[s.group][s.index] for s in offered if s not in used]
+    if dropped:
+        lines.append(f"dropped: {' '.join(dropped)}")
+    return lines
+
+
 def _available(dataset: DatasetSpec, view: View) -> dict[str, dict[str, Source]]:
     """Channels by modality and name under ``view``; ancillary ones keep to themselves in the actual view."""
     found: dict[str, dict[str, Source]] = {"optical": {}, "sar": {}, "ancillary": {}}

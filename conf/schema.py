@@ -107,12 +107,15 @@ class DatasetSpec(Strict):
 class CheckpointLayout(Strict):
     """How a published file nests the encoder's tensors. Whatever is not named here is an error.
 
+    ``nested``: the file holds a dictionary of state dicts, whose names become the first part of the tensors' names.
+
     ``unused`` and ``absent`` are shell patterns over the encoder's own tensor names (``unused`` also over the
     file's full names): tensors of the file that the encoder has no place for, and tensors of the encoder that
     the file may lack, with what fills them.
     """
 
     key: str | None = None
+    nested: bool = False
     prefix: str = ""
     unused: tuple[str, ...] = ()
     absent: dict[str, Literal["zero", "keep"]] = {}
@@ -120,10 +123,14 @@ class CheckpointLayout(Strict):
 
 
 class WeightsSpec(Strict):
-    """A published checkpoint."""
+    """A published checkpoint: ``published`` for people, ``hugging_face`` (a repository) or ``url`` for fetching."""
 
-    file: str
+    file: Annotated[str, Field(pattern=r"^[^/\\]+$")]
     published: str
+    licence: str = "not stated"
+    hugging_face: str | None = None
+    url: str | None = None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     layout: CheckpointLayout = CheckpointLayout()
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cryobench.conf.errors import NotBuiltError
+from cryobench.conf.errors import ConfigError, NotBuiltError
 from cryobench.conf.schema import DatasetSpec, Group, Split
 
-#: Reader name -> module that defines `scan` and `read`.
-READERS = {"paired": "cryobench.datasets.paired"}
+#: Entry point group by which other packages add readers; the value is a module that defines `scan` and `read`.
+ENTRY_POINTS = "cryobench.readers"
+
+_OWN = {"paired": "cryobench.datasets.paired"}
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,20 @@ class Reader(Protocol):
     read: Callable[[DatasetSpec, TileFiles], RawTile]
 
 
+@cache
+def readers() -> dict[str, str]:
+    """Reader name -> module, those of installed plug-ins too, which may not take the name of one of these."""
+    found = dict(_OWN)
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name in _OWN:
+            raise ConfigError(f"A package adds a reader '{point.name}', which is one of cryobench's own; rename it.")
+        found[point.name] = point.module
+    return found
+
+
 def is_built(spec: DatasetSpec) -> bool:
     """Whether this release can read the data set's files."""
-    return spec.reader in READERS
+    return spec.reader in readers()
 
 
 def require_built(spec: DatasetSpec) -> None:
@@ -63,11 +78,11 @@ def require_built(spec: DatasetSpec) -> None:
     if not is_built(spec):
         raise NotBuiltError(
             f"Data set '{spec.name}' needs the reader '{spec.reader}', which is not part of this release. "
-            f"Readers here: {', '.join(READERS)}. Leave it out of datasets=[...] until then."
+            f"Readers here: {', '.join(sorted(readers()))}. Leave it out of datasets=[...] until then."
         )
 
 
 def reader_for(spec: DatasetSpec) -> Reader:
     """The reader that ``spec`` names; raises `NotBuiltError` like `require_built`."""
     require_built(spec)
-    return cast(Reader, importlib.import_module(READERS[spec.reader]))
+    return cast(Reader, importlib.import_module(readers()[spec.reader]))

@@ -6,9 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from cryobench.conf.errors import ConfigError, UnknownNameError
 from cryobench.conf.schema import Modality
+
+#: In the order in which they are stacked.
+MODALITIES: tuple[Modality, ...] = ("optical", "sar")
 
 
 class Encoder(nn.Module, ABC):
@@ -38,7 +43,37 @@ class Encoder(nn.Module, ABC):
     def forward(self, inputs: dict[Modality, Tensor]) -> list[Tensor]:
         """Feature maps (B, channels[i], h_i, w_i) from inputs (B, bands, H, W) by modality."""
 
-    @staticmethod
-    def filter_checkpoint(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def filter_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename a published file's tensors to this encoder's names; the default changes nothing."""
         return state
+
+
+def stacked(inputs: dict[Modality, Tensor]) -> Tensor:
+    """All modalities along channels, optical first: (B, bands, H, W)."""
+    parts = [inputs[modality] for modality in MODALITIES if modality in inputs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def patch_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Patch tokens (B, h * w, C), row by row, to a feature map (B, C, h, w)."""
+    return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
+
+
+def required_size(input_size: int | None, family: str) -> int:
+    """The input's side in pixels; an error for a family whose tokens cannot follow the tile's size."""
+    if input_size is None:
+        raise ConfigError(f"A {family} encoder needs input_size in pixels; 'tile' is for convolutional ones.")
+    return input_size
+
+
+def settings_of(
+    settings: Mapping[str, Any], family: str, known: set[str], needed: set[str] | None = None
+) -> dict[str, Any]:
+    """A copy of ``settings``, checked: all ``needed`` (by default all ``known``) are there, and no others."""
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise UnknownNameError(f"setting of a {family} encoder", unknown[0], known)
+    missing = sorted((known if needed is None else needed) - set(settings))
+    if missing:
+        raise ConfigError(f"A {family} encoder needs the settings {', '.join(missing)}.")
+    return dict(settings)

@@ -111,6 +111,11 @@ def _unnest(content: Any, path: Path, layout: CheckpointLayout) -> dict[str, Ten
         content = content[layout.key]
     if not isinstance(content, dict):
         raise BadCheckpointError(f"{path}: expected named tensors, found {type(content).__name__}.")
+    if layout.nested:
+        flat = [str(name) for name, part in content.items() if not isinstance(part, dict)]
+        if flat:
+            raise BadCheckpointError(f"{path}: expected a dictionary of state dicts, found {', '.join(flat[:4])}.")
+        content = {f"{outer}.{name}": t for outer, part in content.items() for name, t in dict(part).items()}
     state, foreign = {}, []
     for name, tensor in content.items():
         if not isinstance(tensor, Tensor):

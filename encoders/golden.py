@@ -76,8 +76,9 @@ def golden_state(golden: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def golden_inputs(golden: dict[str, Any]) -> dict[Modality, Tensor]:
-    """The inputs (B, bands, H, W) of a golden file."""
-    return {m: noise(golden["seed"], spec["key"], spec["shape"]) for m, spec in golden["input"].items()}
+    """The inputs (B, bands, H, W) of a golden file; the single frame of a (B, bands, 1, H, W) one."""
+    inputs = {m: noise(golden["seed"], spec["key"], spec["shape"]) for m, spec in golden["input"].items()}
+    return {m: x.squeeze(2) if x.ndim == 5 else x for m, x in inputs.items()}
 
 
 def deviation(outputs: Iterable[Tensor], golden: dict[str, Any]) -> float:
@@ -102,6 +103,12 @@ def deviation(outputs: Iterable[Tensor], golden: dict[str, Any]) -> float:
 def published_file(golden: dict[str, Any], layout: CheckpointLayout | None, path: Path) -> None:
     """Write the golden weights as the published checkpoint would hold them."""
     state: dict[str, Any] = {(layout.prefix if layout else "") + k: v for k, v in golden_state(golden).items()}
+    if layout and layout.nested:  # CROMA's file; the golden file calls its joint encoder cross_encoder
+        outer: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in state.items():
+            first, _, rest = name.partition(".")
+            outer.setdefault(first.replace("cross_encoder", "joint_encoder"), {})[rest] = tensor
+        state = outer
     torch.save({layout.key: state} if layout and layout.key else state, path)
 
 

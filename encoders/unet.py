@@ -52,8 +52,7 @@ class UNetEncoder(Encoder):
             features.append(x)
         return features[::-1]
 
-    @staticmethod
-    def filter_checkpoint(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def filter_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The reference's names: ``in_conv.conv.conv.N`` and ``encoder.down_seq.downI.mpconv.1.conv.N``."""
         renamed = {}
         for name, tensor in state.items():

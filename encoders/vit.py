@@ -12,11 +12,13 @@ from typing import Any
 
 import timm
 import torch
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from cryobench.conf.errors import ConfigError, UnknownNameError
 from cryobench.conf.schema import Modality
-from cryobench.encoders.base import Encoder
+from cryobench.encoders.base import Encoder, patch_map, required_size, settings_of, stacked
+from cryobench.encoders.sincos import sincos_1d, sincos_2d
 
 _SIZES = {"patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"}
 _OWN = {"model", "taps", "norm"}
@@ -39,25 +41,18 @@ class TimmVit(Encoder):
         cls, bands: Mapping[Modality, tuple[str, ...]], input_size: int | None, settings: Mapping[str, Any]
     ) -> TimmVit:
         """See `Encoder.build`."""
-        unknown = set(settings) - _SIZES - _OWN
-        if unknown:
-            raise UnknownNameError("setting of a timm_vit encoder", sorted(unknown)[0], _SIZES | _OWN)
-        missing = _OWN - set(settings)
-        if missing:
-            raise ConfigError(f"A timm_vit encoder needs the settings {', '.join(sorted(missing))}.")
+        settings = settings_of(settings, "timm_vit", _SIZES | _OWN, needed=_OWN)
         model, taps = str(settings["model"]), tuple(int(tap) for tap in settings["taps"])
         if not timm.is_model(model):
             close = timm.list_models(f"{model.split('_patch')[0]}*")[:8]
             raise UnknownNameError("timm model", model, close or ["see timm.list_models('vit_*')"])
-        if input_size is None:
-            raise ConfigError("A timm_vit encoder needs input_size in pixels; 'tile' is for convolutional ones.")
         if settings["norm"] not in ("last", "none"):
             raise ConfigError(f"norm: expected 'last' or 'none', found {settings['norm']!r}.")
         vit = timm.create_model(
             model,
             pretrained=False,
             num_classes=0,
-            img_size=input_size,
+            img_size=required_size(input_size, "timm_vit"),
             in_chans=sum(len(names) for names in bands.values()),
             **{name: settings[name] for name in _SIZES & set(settings)},
         )
@@ -67,8 +62,7 @@ class TimmVit(Encoder):
 
     def forward(self, inputs: dict[Modality, Tensor]) -> list[Tensor]:
         """Taps (B, embed_dim, H / patch, W / patch)."""
-        parts = [inputs[m] for m in ("optical", "sar") if m in inputs]
-        tokens = self.vit.patch_embed(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
+        tokens = self.vit.patch_embed(stacked(inputs))
         tokens = self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(tokens)))
         features = []
         for i, block in enumerate(self.vit.blocks):
@@ -76,14 +70,63 @@ class TimmVit(Encoder):
             if i in self.taps:
                 features.append(tokens)
         features[-1] = self.vit.norm(features[-1])
-        return [self._map(f) for f in features]
+        grid, prefix = self.vit.patch_embed.grid_size, self.vit.num_prefix_tokens
+        return [patch_map(f[:, prefix:], grid) for f in features]
 
-    def _map(self, tokens: Tensor) -> Tensor:
-        height, width = self.vit.patch_embed.grid_size
-        patches = tokens[:, self.vit.num_prefix_tokens :]
-        return patches.transpose(1, 2).reshape(len(patches), -1, height, width)
-
-    @staticmethod
-    def filter_checkpoint(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def filter_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Published files name tensors as timm does."""
         return {f"vit.{name}": tensor for name, tensor in state.items()}
+
+
+class ClipVit(TimmVit):
+    """The image tower of an OpenCLIP model (RemoteCLIP), renamed by timm's own filter."""
+
+    def filter_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """From OpenCLIP's names."""
+        visual = {f"visual.{name}": tensor for name, tensor in state.items()}
+        return super().filter_checkpoint(checkpoint_filter_fn(visual, self.vit))
+
+
+class Prithvi(TimmVit):
+    """Prithvi v1 on a single frame: its 3-D patch embedding has depth one, so a 2-D one is the same."""
+
+    def __init__(self, vit: Any, taps: tuple[int, ...], norm_last: bool) -> None:
+        super().__init__(vit, taps, norm_last)
+        for module in vit.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = 1e-5  # PyTorch's default, not timm's 1e-6
+        width = vit.embed_dim
+        height, columns = vit.patch_embed.grid_size
+        # Frame 0 of the published sin-cos embedding: 6/16 of the width for columns, 6/16 for rows, 4/16 for time.
+        spatial, time = width // 16 * 6, width // 16 * 4
+        rows = torch.arange(height).repeat_interleave(columns)
+        grid = torch.cat(
+            [
+                sincos_1d(torch.arange(columns).repeat(height), spatial),
+                sincos_1d(rows, spatial),
+                sincos_1d(torch.zeros(height * columns), time),
+            ],
+            dim=-1,
+        )
+        vit.pos_embed = nn.Parameter(torch.cat([torch.zeros(1, width), grid])[None])
+
+    def filter_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Drops the depth axis, and a position embedding of several frames: the sin-cos one stays."""
+        filtered = dict(state)
+        kernel, position = filtered.get("patch_embed.proj.weight"), filtered.get("pos_embed")
+        if kernel is not None and kernel.ndim == 5 and kernel.shape[2] == 1:
+            filtered["patch_embed.proj.weight"] = kernel.squeeze(2)
+        if position is not None and position.shape[1] > self.vit.pos_embed.shape[1]:
+            del filtered["pos_embed"]
+        return super().filter_checkpoint(filtered)
+
+
+class ScaleMae(TimmVit):
+    """A ViT whose position embedding is scaled by the ground sampling distance (1.0: the published input_res)."""
+
+    def __init__(self, vit: Any, taps: tuple[int, ...], norm_last: bool) -> None:
+        super().__init__(vit, taps, norm_last)
+        height, width = vit.patch_embed.grid_size
+        position = sincos_2d(height, width, vit.embed_dim, resolution=1.0)
+        del vit.pos_embed
+        vit.register_buffer("pos_embed", position, persistent=False)

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from cryobench.conf.errors import ConfigError, CryobenchError, disk_full
-from cryobench.orchestrator.commands import data, encoders, results, sweeps, trials
+from cryobench.orchestrator.commands import data, encoders, results, sweeps, trials, weights
 
 app = typer.Typer(
     name="cryobench",
@@ -23,6 +23,7 @@ results.register(app)
 app.add_typer(trials.app, name="trial")
 app.add_typer(data.app, name="data")
 app.add_typer(encoders.app, name="encoders")
+app.add_typer(weights.app, name="weights")
 
 
 def main() -> None:

@@ -25,12 +25,17 @@ from cryobench.workers.folder import TrialFolder, TrialState
 RUNNABLE = ("pending", "begun")
 
 
+#: States of trials for which something has to be brought first.
+_BLOCKED = ("missing_data", "missing_weights", "bad_checkpoint", "not_built", "impossible")
+
+
 @dataclass(frozen=True)
 class PlannedTrial:
     """One trial of a plan.
 
     ``state`` is the folder's (pending, begun, completed, diverged, failed) or why it cannot run (missing_data,
-    missing_weights, not_built, impossible). The id is provisional while data or weights, which enter it, are missing.
+    missing_weights, bad_checkpoint, not_built, impossible). The id is provisional while data or weights, which enter
+    it, are missing.
     """
 
     spec: TrialSpec
@@ -80,7 +85,7 @@ class Plan:
     @cached_property
     def blocked(self) -> list[PlannedTrial]:
         """Trials that cannot run before something is brought."""
-        return [t for t in self.trials if t.state in ("missing_data", "missing_weights", "not_built", "impossible")]
+        return [t for t in self.trials if t.state in _BLOCKED]
 
     def missing(self) -> dict[str, int]:
         """Each thing that is missing, in words, with the number of trials that wait for it."""
@@ -155,7 +160,7 @@ class _Surveyor:
             blocks.insert(0, ("impossible", str(error)))
         weights, problem = self.weights.of(encoder, variant, self.sweep.weights)
         if problem:
-            blocks.append(("missing_weights", problem))
+            blocks.append((problem.kind, str(problem)))
         chosen = encoder.variants[variant]
         spec = TrialSpec(
             encoder=TrialEncoder(

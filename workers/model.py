@@ -78,12 +78,13 @@ def build_model(spec: TrialSpec, classes: int, weights_dir: Path | None) -> Segm
             )
         load_weights(encoder, weights_dir / weights.file, weights.layout, weights.digest)
     torch.manual_seed(stream_seed(spec.seed, "initialise", "decoder"))
-    decoder: nn.Module
-    if spec.encoder.decoder == "unet":
-        decoder = UNetDecoder(encoder.channels, classes)
-    else:
-        protocol = spec.protocol
-        decoder = UPerNet(
-            encoder.channels, encoder.pyramid, protocol.decoder_channels, classes, protocol.decoder_dropout
-        )
+    protocol = spec.protocol
+    decoder = make_decoder(encoder, spec.encoder.decoder, protocol.decoder_channels, protocol.decoder_dropout, classes)
     return SegmentationModel(encoder, decoder, spec.trains_encoder)
+
+
+def make_decoder(encoder: Encoder, kind: str, channels: int, dropout: float, classes: int) -> nn.Module:
+    """The decoder that belongs to an encoder: U-Net has its own, all others UPerNet."""
+    if kind == "unet":
+        return UNetDecoder(encoder.channels, classes)
+    return UPerNet(encoder.channels, encoder.pyramid, channels, classes, dropout)

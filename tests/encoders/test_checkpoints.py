@@ -157,3 +157,61 @@ def test_s12_dino_keeps_qkv_biases_and_takes_zero_where_there_are_none(tmp_path:
     bias = model.state_dict()["vit.blocks.0.attn.qkv.bias"]
     expected = state["backbone.blocks.0.attn.qkv.bias"] if with_biases else torch.zeros(72)
     assert torch.equal(bias, expected)
+
+
+@pytest.mark.parametrize("variant", ["optical", "sar", "joint"])
+def test_one_published_croma_file_serves_every_variant(tmp_path: Path, variant: str) -> None:
+    """The file holds both towers, the joint encoder and heads; each variant takes its part."""
+    from cryobench.encoders.registry import family_class
+
+    spec = load_encoder("croma")
+    settings = {**spec.settings, "encoder_dim": 32, "encoder_depth": 24, "taps": (3, 5, 7, 11)}
+    bands = {m: tuple(b) for m, b in spec.variants["joint"].bands.items()}
+    whole = family_class("croma", "croma").build(bands, 64, settings)
+    torch.manual_seed(4)
+    names = {"towers.optical.": "s2_encoder", "towers.sar.": "s1_encoder", "cross.": "joint_encoder"}
+    content: dict[str, dict[str, torch.Tensor]] = {"s1_GAP_FFN": {"0.weight": torch.ones(2)}}
+    for name, tensor in whole.state_dict().items():
+        start = next(s for s in names if name.startswith(s))
+        content.setdefault(names[start], {})[name.removeprefix(start)] = torch.randn_like(tensor)
+    torch.save(content, tmp_path / "CROMA_large.pt")
+    chosen = spec.variants[variant]  # type: ignore[index]
+    model = family_class("croma", "croma").build({m: tuple(b) for m, b in chosen.bands.items()}, 64, settings)
+    assert chosen.weights is not None
+    load_weights(model, tmp_path / "CROMA_large.pt", chosen.weights.layout)
+    tower = "sar" if variant == "sar" else "optical"
+    expected = content["s1_encoder" if tower == "sar" else "s2_encoder"]["linear_input.weight"]
+    assert torch.equal(model.state_dict()[f"towers.{tower}.linear_input.weight"], expected)
+    del content["s2_encoder"], content["s1_encoder"]
+    torch.save(content, tmp_path / "CROMA_large.pt")
+    with pytest.raises(BadCheckpointError, match="missing: towers."):
+        load_weights(model, tmp_path / "CROMA_large.pt", chosen.weights.layout)
+
+
+def test_prithvi_keeps_its_own_positions_where_the_file_has_three_frames(tmp_path: Path) -> None:
+    from cryobench.encoders.vit import Prithvi
+
+    spec = load_encoder("prithvi")
+    settings = {**spec.settings, "embed_dim": 48, "num_heads": 3, "depth": 2, "taps": (1,)}
+    model = Prithvi.build({"optical": ("B2", "B3")}, 32, settings)
+    before = model.state_dict()["vit.pos_embed"].clone()
+    state = {n.removeprefix("vit."): torch.randn_like(t) for n, t in model.state_dict().items()}
+    state["pos_embed"] = torch.randn(1, 1 + 3 * 4, 48)
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"][:, :, None]
+    torch.save(state, tmp_path / "p.pt")
+    layout = spec.variants["optical"].weights.layout  # type: ignore[union-attr]
+    load_weights(model, tmp_path / "p.pt", layout)
+    assert torch.equal(model.state_dict()["vit.pos_embed"], before)
+
+
+def test_spectralgpt_interpolates_positions_of_another_size(tmp_path: Path) -> None:
+    from cryobench.encoders.spectralgpt import SpectralGPT
+
+    settings = {**load_encoder("spectralgpt").settings, "embed_dim": 24, "num_heads": 3, "depth": 2, "taps": (1,)}
+    bands = {"optical": ("B2", "B3", "B4")}
+    large, small = (SpectralGPT.build(bands, side, settings) for side in (64, 32))
+    position = torch.arange(64.0).reshape(1, 64, 1).repeat(1, 1, 24)
+    found = small.filter_checkpoint({"pos_embed_spatial": position})["pos_embed_spatial"]
+    assert found.shape == small.pos_embed_spatial.shape
+    assert found.mean() == pytest.approx(position.mean().item(), rel=1e-3)
+    assert torch.equal(large.filter_checkpoint({"pos_embed_spatial": position})["pos_embed_spatial"], position)

@@ -43,17 +43,15 @@ def test_full_is_the_union_of_its_parts_without_doubles(where: Places) -> None:
 
 
 def test_a_plan_says_what_is_missing(where: Places) -> None:
-    made = plan(where, "sweep=paper_frozen", "encoders=[unet,croma,s12_moco]", "datasets=[glid,gld,sicd]")
+    made = plan(where, "sweep=paper_frozen", "encoders=[unet,s12_moco]", "datasets=[glid,gld,sicd]")
     states = {(t.spec.encoder.name, t.spec.dataset.name): t.state for t in made.trials}
     assert states[("unet", "glid")] == "pending"
     assert states[("unet", "gld")] == "missing_data"
     assert states[("unet", "sicd")] == "not_built"
-    assert states[("croma", "glid")] == "not_built"
     assert states[("s12_moco", "glid")] == "missing_weights"
     told = "\n".join(made.missing())
     assert "run: cryobench data prepare gld --source DIR" in told
     assert "B13_vits16_moco_0099.pth (published: SSL4EO-S12 release)" in told
-    assert "needs the family 'croma'" in told
     assert "needs the reader 'scenes'" in told
 
 
@@ -75,6 +73,10 @@ def test_weights_enter_the_identity(where: Places) -> None:
     torch.save({"a": torch.zeros(1)}, path)
     (one,) = plan(where, *overrides).trials
     torch.save({"a": torch.ones(2)}, path)
+    (mismatch,) = plan(where, *overrides).trials
+    assert mismatch.state == "bad_checkpoint"
+    assert "recorded in" in str(mismatch.message)
+    (where.weights_dir / "sha256.json").unlink()
     (other,) = plan(where, *overrides).trials
     (random,) = plan(where, *overrides, "weights=random").trials
     assert len({t.spec.trial_id for t in (missing, one, other, random)}) == 4
@@ -147,3 +149,14 @@ def test_a_sweep_record_keeps_every_request(where: Places) -> None:
     assert record.requests == (first.sweep, second.sweep)
     assert len(record.trials) == 24
     assert read_sweep(where.storage, "demo") == record
+
+
+def test_an_encoder_of_an_unknown_family_refuses(where: Places, tmp_path: Path) -> None:
+    (tmp_path / "conf" / "encoder").mkdir(parents=True)
+    (tmp_path / "conf" / "encoder" / "mine.yaml").write_text(
+        "title: Mine\nfamily: elsewhere\ninput_size: 32\nvariants: {own: {bands: {optical: dataset}}}\n"
+    )
+    sweep = load_sweep(["encoder=mine", "dataset=glid", "regime=frozen"], tmp_path / "conf")
+    (trial,) = make_plan(sweep, where).trials
+    assert trial.state == "not_built"
+    assert "needs the family 'elsewhere'" in str(trial.message)
