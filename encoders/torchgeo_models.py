@@ -15,7 +15,6 @@ from cryobench.encoders.wavelengths import MICROMETRES, nearest
 
 try:
     from torchgeo.models import CROMA, DOFA
-    from torchgeo.models.croma import get_2dalibi
 except ImportError as error:
     raise MissingLibraryError(
         f"This encoder is torchgeo's, which cannot be imported ({error}). Install it with: "
@@ -83,7 +82,7 @@ class Croma(Encoder):
         if max(taps) >= len(tapped.layers):
             raise ConfigError(f"taps {list(taps)} are not blocks of this encoder: 0 to {len(tapped.layers) - 1}.")
         tapped.layers = tapped.layers[: max(taps) + 1]
-        self.register_buffer("bias", get_2dalibi(croma.num_heads, self.grid[0] * self.grid[1]), persistent=False)
+        self.register_buffer("bias", croma.attn_bias, persistent=False)
 
     @classmethod
     def build(
