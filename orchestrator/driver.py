@@ -106,7 +106,6 @@ def _tune(
 
     from cryobench.orchestrator.trainable import run_in_worker
     from cryobench.orchestrator.watcher import Watcher
-    from cryobench.workers.trial import Place
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the watcher tells of trials that failed, in a line
@@ -118,14 +117,7 @@ def _tune(
         if gpus == "auto":
             gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
         _check_fits(ray.cluster_resources(), resources.cpus_per_trial, gpus)
-        place = Place(
-            where.worker_storage,
-            where.data_dir,
-            where.cache_dir,
-            where.weights_dir,
-            resources,
-            mirror=where.storage_url,
-        )
+        place = where.for_trials(resources)
         specs = {t.spec.trial_id: t.spec.model_dump(mode="json") for t in todo}
         with tempfile.TemporaryDirectory(prefix="cryobench-tune-") as scratch:
             tuner = tune.Tuner(

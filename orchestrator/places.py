@@ -6,8 +6,13 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryobench.conf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cryobench.conf.schema import ResourceSpec
+    from cryobench.workers.trial import Place
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,20 @@ class Places:
     def worker_storage(self) -> Path:
         """Where workers write their trials: the storage itself, or their node's working copy."""
         return self.storage.with_name("worker") if self.storage_url else self.storage
+
+    def for_trials(self, resources: ResourceSpec, device: str = "auto") -> Place:
+        """The same for a worker that runs trials."""
+        from cryobench.workers.trial import Place
+
+        return Place(
+            self.worker_storage,
+            self.data_dir,
+            self.cache_dir,
+            self.weights_dir,
+            resources,
+            device,
+            mirror=self.storage_url,
+        )
 
     def store(self, dataset: str) -> Path:
         """The tile store of a data set."""

@@ -35,7 +35,7 @@ def run(
 ) -> None:
     """Run one trial in this process, without Ray: for debuggers, and for one number."""
     from cryobench.orchestrator.places import places
-    from cryobench.workers.trial import Place, run_trial
+    from cryobench.workers.trial import run_trial
 
     where = places(storage, data_dir, cache_dir, weights_dir, config_dir)
     spec, resources = _find(what, where)
@@ -50,16 +50,7 @@ def run(
         elif event["event"] in ("resumed", "checkpoint_discarded", "diverged"):
             console.print(f"{event['event']}: {event.get('epoch', event.get('reason', ''))}", highlight=False)
 
-    place = Place(
-        where.worker_storage,
-        where.data_dir,
-        where.cache_dir,
-        where.weights_dir,
-        resources,
-        device,
-        where.storage_url,
-    )
-    result = run_trial(spec, place, report=report)
+    result = run_trial(spec, where.for_trials(resources, device), report=report)
     score = (
         f"test mIoU {result.test.miou:.2f} ({result.test.miou_low:.2f} to {result.test.miou_high:.2f})"
         if result.test

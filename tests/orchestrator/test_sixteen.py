@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from cryobench.orchestrator.leaderboard import read_leaderboard
 
 ENTRY = "from cryobench.orchestrator.cli import main; main()"
