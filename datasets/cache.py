@@ -124,13 +124,17 @@ def open_tiles(
         return lambda split: StoredTiles(store, split)
     folder = cache_dir / store.info.digest[:24]
     cache_dir.mkdir(parents=True, exist_ok=True)
-    if not (folder / _COMPLETE).exists():
-        with FileLock(cache_dir / "cache.lock"):
-            if not (folder / _COMPLETE).exists():
-                _make_room(cache_dir, limit_bytes - needed)
-                _decode(store, folder, threads, progress)
-    os.utime(folder / _COMPLETE)
-    return lambda split: CachedTiles(folder, split, store.arrays)
+    while True:
+        if not (folder / _COMPLETE).exists():
+            with FileLock(cache_dir / "cache.lock"):
+                if not (folder / _COMPLETE).exists():
+                    _make_room(cache_dir, limit_bytes - needed)
+                    _decode(store, folder, threads, progress)
+        try:
+            os.utime(folder / _COMPLETE)
+            return {split: CachedTiles(folder, split, store.arrays) for split in store.info.splits}.__getitem__
+        except FileNotFoundError:
+            continue  # another store took its place in this very moment: build it again
 
 
 def _decode(store: TileStore, folder: Path, threads: int, progress: Progress) -> None:

@@ -7,6 +7,7 @@ how far a run was written, so projecting twice changes nothing. Only the driver'
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,7 @@ class Tracker:
     def __post_init__(self) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it tells of every table it makes
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
