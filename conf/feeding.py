@@ -3,7 +3,8 @@
 An encoder's variant declares the bands it takes; a data set declares its channels, each with the name of what
 it really is and the name under which the reference feeds it. Bands match by name; an absent band is zero after
 normalisation, a superfluous channel is dropped, and an optical-only encoder on radar-only data gets the radar
-channels in place of B4 B3 B2, the first one repeated where there are fewer than three.
+channels in place of B4 B3 B2, the first one repeated where there are fewer than three. "The data set's own bands" are
+its optical or radar ones; systems trained from scratch (variant ``own``) take the ancillary channels as well.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def feed(
             continue
         if wanted == "dataset":
             own = available[modality]
-            if modality == "optical":
+            if modality == "optical" and variant == "own":
                 own = own | available["ancillary"]
             if own:
                 bands[modality], inputs[modality] = tuple(own), tuple(own.values())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cryobench.conf.schema import SAR_NAMES, Modality
 from cryobench.encoders.base import Encoder, patch_map, settings_of
 from cryobench.encoders.sincos import sincos_1d, sincos_2d
-from cryobench.encoders.wavelengths import NANOMETRES, nearest
+from cryobench.encoders.wavelengths import NANOMETRES, wavelength
 
 _SETTINGS = {"taps", "embed_dim", "depth", "num_heads", "input_res", "res"}
 _RADAR = tuple(f"{orbit}_{name}" for orbit in ("asc", "des") for name in ("vv", "vh", "hv", "hh"))
@@ -87,7 +87,7 @@ class Ramen(Encoder):
         """(bands, embed_dim): what a value of each band is multiplied by."""
         if modality == "sar":
             return cast(Tensor, self.radar_projector([name.lower() for name in names]))
-        waves = torch.tensor([nearest(name, NANOMETRES) for name in names], device=self.cls_token.device)
+        waves = torch.tensor([wavelength(name, NANOMETRES) for name in names], device=self.cls_token.device)
         return cast(Tensor, self.spectral_projector(sincos_1d(waves, self.width)))
 
     def filter_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

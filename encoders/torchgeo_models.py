@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cryobench.conf.errors import ConfigError, MissingLibraryError
 from cryobench.conf.schema import Modality
 from cryobench.encoders.base import Encoder, patch_map, required_size, settings_of, stacked
-from cryobench.encoders.wavelengths import MICROMETRES, nearest
+from cryobench.encoders.wavelengths import MICROMETRES, RADAR_MICROMETRES, wavelength
 
 try:
     from torchgeo.models import CROMA, DOFA
@@ -43,7 +43,8 @@ class Dofa(Encoder):
         taps = tuple(chosen.pop("taps"))
         size = required_size(input_size, "dofa")
         dofa = DOFA(img_size=size, num_classes=0, global_pool=False, **chosen)
-        waves = [nearest(name, MICROMETRES) for m in ("optical", "sar") for name in bands.get(m, ())]
+        waves = [wavelength(name, MICROMETRES) for name in bands.get("optical", ())]
+        waves += [RADAR_MICROMETRES] * len(bands.get("sar", ()))
         return cls(dofa, waves, taps)
 
     def forward(self, inputs: dict[Modality, Tensor]) -> list[Tensor]:

@@ -1,8 +1,10 @@
-"""Central wavelengths of the Sentinel-2 bands, and what a band without one counts as."""
+"""Central wavelengths of the Sentinel-2 bands."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+
+from cryobench.conf.errors import UnknownNameError
 
 #: In nm, as RAMEN uses them.
 NANOMETRES = {
@@ -20,7 +22,7 @@ NANOMETRES = {
     "B11": 1610.0,
     "B12": 2200.0,
 }
-#: In µm, as DOFA uses them; radar has the wavelength that DOFA gives it.
+#: In µm, as DOFA uses them.
 MICROMETRES = {
     "B1": 0.44,
     "B2": 0.49,
@@ -35,13 +37,15 @@ MICROMETRES = {
     "B10": 1.373,
     "B11": 1.61,
     "B12": 2.2,
-    "VV": 3.75,
-    "VH": 3.75,
-    "HH": 3.75,
-    "HV": 3.75,
 }
+#: In µm: what DOFA gives every radar channel.
+RADAR_MICROMETRES = 3.75
 
 
-def nearest(name: str, table: Mapping[str, float]) -> float:
-    """The wavelength of band ``name``; a channel that is no band (topography, say) counts as the middle one, B8A."""
-    return table.get(name, table["B8A"])
+def wavelength(name: str, table: Mapping[str, float]) -> float:
+    """The wavelength of an optical band; an error for a channel that has none, such as topography."""
+    if name not in table:
+        raise UnknownNameError(
+            "band with a wavelength", name, table, "Name the band after Sentinel-2's, or feed it as one (fed_as)."
+        )
+    return table[name]

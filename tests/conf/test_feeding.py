@@ -56,3 +56,9 @@ def test_an_unknown_variant_and_no_common_band_are_explained() -> None:
         sources("s12_moco", "glid", modality="sar")
     with pytest.raises(ConfigError, match="no band in common"):
         sources("s12_mae", "glid", modality="sar")
+
+
+def test_encoders_of_any_band_take_no_topography_under_its_own_name() -> None:
+    assert sources("dofa", "debris", view="actual")["optical"] == ["B2", "B3", "B4", "B8", "B11"]
+    assert set(sources("dofa", "debris")["optical"]) == {"B2", "B3", "B4", "B8", "B11", "thermal", "slope", "elevation"}
+    assert sources("ramen", "debris", view="actual", modality="joint")["sar"] == ["coherence"]

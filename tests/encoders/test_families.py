@@ -49,3 +49,11 @@ def test_wrong_settings_are_explained() -> None:
 def test_a_family_of_a_later_release_refuses() -> None:
     with pytest.raises(NotBuiltError, match="Encoder 'mine' needs the family 'elsewhere', which is not part"):
         family_class("elsewhere", "mine")
+
+
+def test_a_band_without_a_wavelength_is_explained() -> None:
+    from cryobench.encoders.wavelengths import MICROMETRES, wavelength
+
+    assert wavelength("B8A", MICROMETRES) == 0.864
+    with pytest.raises(UnknownNameError, match="Unknown band with a wavelength 'slope'"):
+        wavelength("slope", MICROMETRES)

@@ -176,3 +176,43 @@ def test_encoders_list_tells_what_is_here(tmp_path: Path) -> None:
 )
 def test_durations_for_people(seconds: float, told: str) -> None:
     assert duration(seconds) == told
+
+
+def test_explain_says_in_words_what_is_fed(tmp_path: Path) -> None:
+    told = cryobench("encoders", "explain", "dofa", "gld", cwd=tmp_path).stdout
+    assert "optical B2: B2\n" in told
+    assert "optical B8A: ancillary_1, which the reference feeds under this name\n" in told
+    assert "dropped: coherence" in told
+    told = cryobench("encoders", "explain", "gfm_swin", "caffe", cwd=tmp_path).stdout
+    assert "optical B3: VV again, radar standing in for colour" in told
+    told = cryobench("encoders", "explain", "s12_moco", "glid", cwd=tmp_path).stdout
+    assert "optical B1: zero after normalisation; the data set has no such band" in told
+    lines = json.loads(cryobench("encoders", "explain", "dofa", "gld", "--view", "actual", "--json").stdout)["lines"]
+    assert "dropped: ancillary_1 ancillary_2 ancillary_3 ancillary_4 coherence" in lines
+    assert "Known: actual, reference" in cryobench("encoders", "explain", "dofa", "gld", "--view", "x", expect=2).stderr
+
+
+def test_weights_are_listed_and_verified_and_fetching_says_what_to_do(tmp_path: Path) -> None:
+    listed = json.loads(cryobench("weights", "list", "--json", cwd=tmp_path).stdout)["weights"]
+    croma = next(row for row in listed if row["file"] == "CROMA_large.pt")
+    assert (croma["encoders"], croma["licence"], croma["present"]) == (["croma"], "MIT", False)
+    folder = tmp_path / "cryobench-data" / "weights"
+    folder.mkdir(parents=True)
+    (folder / "CROMA_large.pt").write_bytes(b"one")
+    assert "CROMA_large.pt: sha256 7692c3ad" in cryobench("weights", "verify", "croma", cwd=tmp_path).stdout
+    (folder / "CROMA_large.pt").write_bytes(b"two")
+    done = cryobench("weights", "verify", expect=1, cwd=tmp_path)
+    assert "CROMA_large.pt has SHA-256" in done.stdout
+    assert "1 files are not what they should be" in done.stderr
+    done = cryobench("weights", "fetch", "gfm_swin", expect=1, cwd=tmp_path)
+    assert "Fetch gfm.pth by hand (published: the GFM authors' release)" in done.stdout
+    assert "Unknown encoder 'crma'" in cryobench("weights", "fetch", "crma", expect=2, cwd=tmp_path).stderr
+
+
+def test_costs_are_listed_for_what_a_data_set_can_feed(tmp_path: Path) -> None:
+    (tmp_path / "encoder").mkdir()
+    rows = json.loads(cryobench("encoders", "list", "--cost", "--dataset", "glid", "--json", cwd=tmp_path).stdout)
+    found = {(row["encoder"], row["variant"]): row for row in rows["encoders"]}
+    assert found["s12_moco", "optical"]["gmacs"] == pytest.approx(46.2, abs=0.2)
+    assert found["unet", "own"]["encoder_mparameters"] == pytest.approx(9.4, abs=0.05)
+    assert "gmacs" not in found["s12_mae", "sar"]  # glid has no radar
