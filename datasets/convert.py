@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from cryobench.conf.digests import file_sha256
 from cryobench.conf.errors import DataError, disk_full
 from cryobench.conf.schema import IGNORE, DatasetSpec, Split, Statistics
 from cryobench.datasets.moments import Moments
@@ -184,8 +185,8 @@ class _Conversion:
             counts = np.bincount(tile.mask.ravel(), minlength=IGNORE + 1)
             return {
                 "number": number,
-                "image_sha256": _file_digest(files.image),
-                "mask_sha256": _file_digest(files.mask),
+                "image_sha256": file_sha256(files.image),
+                "mask_sha256": file_sha256(files.mask),
                 "crs": tile.crs,
                 "transform": tile.transform,
                 "class_pixels": counts[: len(self.spec.classes)].tolist(),
@@ -289,11 +290,6 @@ def _fingerprint(spec: DatasetSpec, source: Path, tiles: list[TileFiles]) -> str
             relative = path.relative_to(source).as_posix()
             digest.update(f"{files.split}|{relative}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_index(path: Path, records: list[TileRecord]) -> None:

@@ -40,7 +40,6 @@ class Preprocess(nn.Module):
             std = [value if value > 0 else 1.0 for value in chosen.std]
             self.register_buffer(f"mean_{group}", torch.tensor(chosen.mean).view(1, -1, 1, 1), persistent=False)
             self.register_buffer(f"std_{group}", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-        self._absent = width
         self.modalities: tuple[Modality, ...] = tuple(feed.inputs)
         for modality, sources in feed.inputs.items():
             index = [start[s.group] + s.index if s else width for s in sources]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -52,6 +52,20 @@ def stacked(inputs: dict[Modality, Tensor]) -> Tensor:
     """All modalities along channels, optical first: (B, bands, H, W)."""
     parts = [inputs[modality] for modality in MODALITIES if modality in inputs]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def tapped(
+    blocks: Iterable[Callable[[Tensor], Tensor]], tokens: Tensor, taps: Sequence[int], norm: nn.Module | None = None
+) -> list[Tensor]:
+    """Tokens after each block in ``taps``; ``norm``, if given, is applied to the last of them alone."""
+    features = []
+    for i, block in enumerate(blocks):
+        tokens = block(tokens)
+        if i in taps:
+            features.append(tokens)
+    if norm is not None:
+        features[-1] = norm(features[-1])
+    return features
 
 
 def patch_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -11,7 +11,7 @@ from timm.models.beit import Beit
 from torch import Tensor, nn
 
 from cryobench.conf.schema import Modality
-from cryobench.encoders.base import Encoder, patch_map, required_size, settings_of, stacked
+from cryobench.encoders.base import Encoder, patch_map, required_size, settings_of, stacked, tapped
 
 _SETTINGS = {"taps", "patch_size", "embed_dim", "depth", "num_heads", "init_values"}
 
@@ -51,12 +51,8 @@ class TimmBeit(Encoder):
         tokens = beit.patch_embed(stacked(inputs))
         tokens = torch.cat([beit.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         bias = beit.rel_pos_bias()
-        features = []
-        for i, block in enumerate(beit.blocks):
-            tokens = block(tokens, shared_rel_pos_bias=bias)
-            if i in self.taps:
-                features.append(patch_map(tokens[:, 1:], beit.patch_embed.grid_size))
-        return features
+        blocks = [partial(block, shared_rel_pos_bias=bias) for block in beit.blocks]
+        return [patch_map(f[:, 1:], beit.patch_embed.grid_size) for f in tapped(blocks, tokens, self.taps)]
 
     def filter_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The published file names tensors as timm does."""

@@ -6,7 +6,6 @@ Every tensor that is missing, extra or of another shape is an error unless the c
 from __future__ import annotations
 
 import argparse
-import hashlib
 import pickle
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cryobench.conf.digests import file_sha256
 from cryobench.conf.errors import BadCheckpointError, MissingWeightsError
 from cryobench.conf.schema import CheckpointLayout
 from cryobench.encoders.base import Encoder
@@ -70,8 +70,7 @@ def load_weights(encoder: Encoder, path: Path, layout: CheckpointLayout, digest:
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, read once; raises `MissingWeightsError` if it is not there."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except FileNotFoundError as error:
         raise MissingWeightsError(f"No weights file {path}.") from error
 

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from cryobench.conf.schema import SAR_NAMES, Modality
-from cryobench.encoders.base import Encoder, patch_map, settings_of
+from cryobench.encoders.base import Encoder, patch_map, settings_of, tapped
 from cryobench.encoders.sincos import sincos_1d, sincos_2d
 from cryobench.encoders.wavelengths import NANOMETRES, wavelength
 
@@ -75,12 +75,9 @@ class Ramen(Encoder):
         cls = (self.cls_token + position[:, :1]).expand(len(parts[0]), -1, -1)
         tokens = torch.cat([cls, *parts], dim=1)
         features = []
-        for i, block in enumerate(self.blocks):
-            tokens = block(tokens)
-            if i in self.taps:
-                last = self.norm(tokens) if i == max(self.taps) else tokens
-                each = last[:, 1:].split(size[0] * size[1], dim=1)
-                features.append(torch.cat([patch_map(part, size) for part in each], dim=1))
+        for tap in tapped(self.blocks, tokens, self.taps, self.norm):
+            each = torch.split(tap[:, 1:], size[0] * size[1], dim=1)
+            features.append(torch.cat([patch_map(part, size) for part in each], dim=1))
         return features
 
     def _projection(self, modality: Modality, names: tuple[str, ...]) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cryobench.conf.errors import ConfigError
 from cryobench.conf.schema import Modality
-from cryobench.encoders.base import Encoder, required_size, settings_of, stacked
+from cryobench.encoders.base import Encoder, required_size, settings_of, stacked, tapped
 
 _SETTINGS = {"taps", "patch_size", "band_group", "embed_dim", "depth", "num_heads", "drop_path"}
 
@@ -68,11 +68,9 @@ class SpectralGPT(Encoder):
         position = position + self.pos_embed_temporal.repeat_interleave(height * columns, dim=1)
         tokens = x.flatten(2).transpose(1, 2) + position
         features = []
-        for i, block in enumerate(self.blocks):
-            tokens = block(tokens)
-            if i in self.taps:
-                cube = tokens.reshape(batch, groups, height, columns, width)
-                features.append(cube.permute(0, 1, 4, 2, 3).reshape(batch, groups * width, height, columns))
+        for tap in tapped(self.blocks, tokens, self.taps):
+            cube = tap.reshape(batch, groups, height, columns, width)
+            features.append(cube.permute(0, 1, 4, 2, 3).reshape(batch, groups * width, height, columns))
         return features
 
     def filter_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

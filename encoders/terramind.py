@@ -15,7 +15,7 @@ from timm.layers import Attention
 from torch import Tensor, nn
 
 from cryobench.conf.schema import Modality
-from cryobench.encoders.base import MODALITIES, Encoder, patch_map, required_size, settings_of
+from cryobench.encoders.base import MODALITIES, Encoder, patch_map, required_size, settings_of, tapped
 
 _NAMES: dict[Modality, str] = {"optical": "untok_sen2l2a@224", "sar": "untok_sen1grd@224"}
 
@@ -59,14 +59,9 @@ class TerraMind(Encoder):
         """See the class."""
         parts = [self.embeddings[m](inputs[m]) for m in self.embeddings]  # type: ignore[index]
         tokens = torch.cat(parts, dim=1)
-        features = []
-        for i, block in enumerate(self.blocks):
-            tokens = block(tokens)
-            if i in self.taps:
-                last = self.norm(tokens) if i == max(self.taps) else tokens
-                each = last.reshape(len(last), len(parts), -1, last.shape[-1]).mean(dim=1)
-                features.append(patch_map(each, self.grid))
-        return features
+        features = tapped(self.blocks, tokens, self.taps, self.norm)
+        averaged = [f.reshape(len(f), len(parts), -1, f.shape[-1]).mean(dim=1) for f in features]
+        return [patch_map(f, self.grid) for f in averaged]
 
     def filter_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """From the published names; modalities that are not fed keep theirs and count as unused."""

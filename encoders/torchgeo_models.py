@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from cryobench.conf.errors import ConfigError, MissingLibraryError
 from cryobench.conf.schema import Modality
-from cryobench.encoders.base import Encoder, patch_map, required_size, settings_of, stacked
+from cryobench.encoders.base import Encoder, patch_map, required_size, settings_of, stacked, tapped
 from cryobench.encoders.wavelengths import MICROMETRES, RADAR_MICROMETRES, wavelength
 
 try:
@@ -54,13 +55,7 @@ class Dofa(Encoder):
         tokens, _ = dofa.patch_embed(image, self.get_buffer("waves"))
         tokens = torch.cat([dofa.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + dofa.pos_embed
         grid = (image.shape[-2] // dofa.patch_size, image.shape[-1] // dofa.patch_size)
-        features = []
-        for i, block in enumerate(dofa.blocks):
-            tokens = block(tokens)
-            if i in self.taps:
-                last = dofa.norm(tokens) if i == max(self.taps) else tokens
-                features.append(patch_map(last[:, 1:], grid))
-        return features
+        return [patch_map(f[:, 1:], grid) for f in tapped(dofa.blocks, tokens, self.taps, dofa.norm)]
 
     def filter_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Torchgeo names tensors as the published file does."""
@@ -107,16 +102,16 @@ class Croma(Encoder):
         return self._tapped(self.cross, radar, bias, context=optical)
 
     def _tapped(self, transformer: Any, tokens: Tensor, bias: Tensor, context: Tensor | None = None) -> list[Tensor]:
-        features = []
-        for i, (attention, *cross, feed_forward) in enumerate(transformer.layers):
-            tokens = attention(tokens, bias) + tokens
+        def block(layers: Any, x: Tensor) -> Tensor:
+            attention, *cross, feed_forward = layers
+            x = attention(x, bias) + x
             for layer in cross:
-                tokens = layer(tokens, context, bias) + tokens
-            tokens = feed_forward(tokens) + tokens
-            if i in self.taps:
-                last = transformer.norm_out(tokens) if i == max(self.taps) else tokens
-                features.append(patch_map(last, self.grid))
-        return features
+                x = layer(x, context, bias) + x
+            out: Tensor = feed_forward(x) + x
+            return out
+
+        blocks = [partial(block, layers) for layers in transformer.layers]
+        return [patch_map(f, self.grid) for f in tapped(blocks, tokens, self.taps, transformer.norm_out)]
 
     def filter_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The published file's towers and joint encoder under this class's names."""

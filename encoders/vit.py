@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cryobench.conf.errors import ConfigError, UnknownNameError
 from cryobench.conf.schema import Modality
-from cryobench.encoders.base import Encoder, patch_map, required_size, settings_of, stacked
+from cryobench.encoders.base import Encoder, patch_map, required_size, settings_of, stacked, tapped
 from cryobench.encoders.sincos import sincos_1d, sincos_2d
 
 _SIZES = {"patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"}
@@ -64,12 +64,7 @@ class TimmVit(Encoder):
         """Taps (B, embed_dim, H / patch, W / patch)."""
         tokens = self.vit.patch_embed(stacked(inputs))
         tokens = self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(tokens)))
-        features = []
-        for i, block in enumerate(self.vit.blocks):
-            tokens = block(tokens)
-            if i in self.taps:
-                features.append(tokens)
-        features[-1] = self.vit.norm(features[-1])
+        features = tapped(self.vit.blocks, tokens, self.taps, self.vit.norm)
         grid, prefix = self.vit.patch_embed.grid_size, self.vit.num_prefix_tokens
         return [patch_map(f[:, prefix:], grid) for f in features]
 

@@ -25,7 +25,6 @@ from cryobench.workers.mirror import Mirror
 class SweepOutcome:
     """How a sweep ended: trials by status among those run now, and whether all was projected."""
 
-    ran: int
     counts: dict[str, int]
     interrupted: bool
     tracked: bool
@@ -81,7 +80,7 @@ def run_sweep(
     finally:
         tracked = projection.close()
     counts = {name: count for name, count in progress.counts.items() if count}
-    return SweepOutcome(sum(counts.values()), counts, interrupted, tracked)
+    return SweepOutcome(counts, interrupted, tracked)
 
 
 def _tune(

@@ -146,7 +146,9 @@ class LiveProjection:
             try:
                 if self._mirror:
                     self._mirror.pull_trial(self._storage, trial, whole=False)
-                if self._tracker is not None and not missed:
+                if self._tracker is not None and missed:
+                    missed.add(trial)  # after one that could not be written, the others wait for the next flush
+                elif self._tracker is not None:
                     run_id = self._tracker.project(folder)
             except (TrackingError, StorageError) as error:
                 self._complain(error)
@@ -156,8 +158,6 @@ class LiveProjection:
                 row = leaderboard_row(folder, owner, run_id)
                 if row is not None:
                     write_row(self._storage, row)
-        if missed:  # after the first that could not be written, none was tried
-            missed.update(news[news.index(min(missed)) :])
         self.note(missed)
         return not missed
 

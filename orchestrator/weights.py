@@ -6,15 +6,16 @@ later mismatch is an error, and the digest enters the trial's identity.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryobench.conf.digests import file_sha256
 from cryobench.conf.errors import BadCheckpointError, CryobenchError, FetchError, MissingWeightsError
 from cryobench.conf.schema import EncoderSpec, Variant, WeightsSpec
 from cryobench.conf.trial import TrialWeights
+from cryobench.workers.files import write_json
 
 RECORD = "sha256.json"
 Progress = Callable[[int, int], None]
@@ -122,8 +123,7 @@ class WeightsFolder:
         stat = path.stat()
         key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
         if key not in self._known:
-            with path.open("rb") as file:
-                self._known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+            self._known[key] = file_sha256(path)
             _write(self._memory, self._known)
         return self._known[key]
 
@@ -136,7 +136,5 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _write(path: Path, values: dict[str, str]) -> None:
-    from cryobench.workers.files import write_json
-
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, values)

@@ -17,6 +17,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cryobench.conf.digests import file_sha256
 from cryobench.workers.files import write_json, write_whole
 
 _POINTER = "state.json"
@@ -98,8 +99,7 @@ class Checkpoints:
         plain = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
         path = self._folder / name
         write_whole(path, lambda temporary: save_file(plain, temporary))
-        with path.open("rb") as file:
-            return {"file": name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {"file": name, "sha256": file_sha256(path)}
 
     def _tensors(self, which: str) -> dict[str, Tensor]:
         entry = self._pointer[which]

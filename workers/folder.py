@@ -6,7 +6,6 @@ pictures; ``result.json``, written last: a trial is complete when it exists.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -146,8 +145,3 @@ def read_spec(path: Path) -> TrialSpec:
 def all_trials(storage: Path) -> list[TrialFolder]:
     """The folders of all trials that were ever begun on a storage, by id."""
     return [TrialFolder(storage, path.parent.name) for path in sorted((storage / "trials").glob(f"*/{SPEC}"))]
-
-
-def spec_digest_matches(folder: TrialFolder) -> bool:
-    """Whether the folder's name is the id of the spec in it."""
-    return bool(json.loads((folder.path / SPEC).read_text())) and folder.spec().trial_id == folder.trial_id

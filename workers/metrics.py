@@ -6,20 +6,18 @@ float32 loses ones past 2^24 pixels) and precision and recall are the right way 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cryobench.conf.schema import Strict
 from cryobench.conf.streams import stream
 
 Matrix = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Metrics:
+class Metrics(Strict):
     """All in percent; per class in class order. An absent class counts as 0 in the means, as in the reference."""
 
     miou: float

@@ -5,22 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 from cryobench.conf.schema import Strict
+from cryobench.workers.metrics import Metrics
 
 
-class TestMetrics(Strict):
-    """Metrics on the test split, in percent; per class in class order; ``miou_low``/``high``: 95 % bootstrap."""
+class TestMetrics(Metrics):
+    """Metrics on the test split; ``miou_low`` and ``miou_high`` bound mIoU's 95 % bootstrap interval over tiles."""
 
     __test__ = False
 
-    miou: float
     miou_low: float
     miou_high: float
-    mean_f1: float
-    overall_accuracy: float
-    iou: tuple[float, ...]
-    f1: tuple[float, ...]
-    precision: tuple[float, ...]
-    recall: tuple[float, ...]
 
 
 class Provenance(Strict):

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +273,7 @@ class _Trial:
         save_samples(self.folder.path / SAMPLES_PICTURE, samples, info.classes, spec.label)
         save_confusion(self.folder.path / CONFUSION_PICTURE, total, info.classes, spec.label)
         low, high = bootstrap_miou(matrices, spec.protocol.bootstrap_samples, spec.seed)
-        return TestMetrics(**asdict(metrics(total)), miou_low=low, miou_high=high)
+        return TestMetrics(**metrics(total).model_dump(), miou_low=low, miou_high=high)
 
     def _note_memory(self) -> None:
         if self.device.type == "cuda":
