@@ -1,7 +1,11 @@
+from collections.abc import Callable
+
 import pytest
 
 from cryobench.conf.compose import load_encoder
-from cryobench.workers.cost import ModelCost, cost_of
+from cryobench.conf.trial import TrialSpec
+from cryobench.workers.cost import ModelCost, cost_of, multiply_adds
+from cryobench.workers.model import build_model
 
 
 def cost(name: str, variant: str, crop: int) -> ModelCost:
@@ -32,3 +36,13 @@ def test_encoders_come_out_at_the_known_figures(name: str, variant: str, crop: i
 def test_parameters_are_the_published_ones() -> None:
     assert cost("croma", "joint", 120).encoder_parameters == pytest.approx(655_765_504, rel=1e-4)
     assert cost("terramind", "joint", 224).encoder_parameters == pytest.approx(87.7e6, rel=0.01)
+
+
+@pytest.mark.parametrize("encoder", ["vit_small_demo", "unet_small"])
+def test_a_trial_counts_what_the_listing_counts(one_trial: Callable[..., TrialSpec], encoder: str) -> None:
+    spec = one_trial(f"encoder={encoder}")
+    chosen, channels = spec.encoder, spec.protocol.decoder_channels
+    listed = cost_of(
+        chosen.family, dict(chosen.settings), dict(chosen.bands), 96, 96, chosen.decoder, channels, classes=2
+    )
+    assert multiply_adds(build_model(spec, 2, None), spec, (96, 96)) == pytest.approx(listed.gmacs, rel=1e-6)
