@@ -11,22 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cryobench.conf.schema import Strict
 from cryobench.conf.streams import stream
+from cryobench.workers.result import Metrics
 
 Matrix = NDArray[np.int64]
-
-
-class Metrics(Strict):
-    """All in percent; per class in class order. An absent class counts as 0 in the means, as in the reference."""
-
-    miou: float
-    mean_f1: float
-    overall_accuracy: float
-    iou: tuple[float, ...]
-    f1: tuple[float, ...]
-    precision: tuple[float, ...]
-    recall: tuple[float, ...]
 
 
 def confusion(prediction: Tensor, truth: Tensor, classes: int, ignore: int) -> Tensor:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Literal
 
 from cryobench.conf.schema import Strict
-from cryobench.workers.metrics import Metrics
+
+
+class Metrics(Strict):
+    """All in percent; per class in class order. An absent class counts as 0 in the means, as in the reference."""
+
+    miou: float
+    mean_f1: float
+    overall_accuracy: float
+    iou: tuple[float, ...]
+    f1: tuple[float, ...]
+    precision: tuple[float, ...]
+    recall: tuple[float, ...]
 
 
 class TestMetrics(Metrics):
