@@ -27,7 +27,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from torch.utils.data import DataLoader, Dataset
 
 from cryobench.conf.compose import load_dataset
-from cryobench.conf.schema import DatasetSpec
+from cryobench.conf.data import DatasetSpec
 from cryobench.conf.trial import Feed, Source
 from cryobench.datasets.batches import BatchLoader, EpochSampler
 from cryobench.datasets.cache import StoredTiles, open_tiles

@@ -18,8 +18,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
+from cryobench.conf.data import DatasetSpec
 from cryobench.conf.errors import ConfigError, UnknownNameError
-from cryobench.conf.schema import DatasetSpec, EncoderSpec, RegimeSpec, SweepSpec
+from cryobench.conf.schema import EncoderSpec, RegimeSpec, SweepSpec
 
 _HERE = Path(__file__).parent
 GROUPS = ("encoder", "dataset", "regime", "sweep", "protocol", "resources")

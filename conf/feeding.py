@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from cryobench.conf.data import DatasetSpec
 from cryobench.conf.errors import ConfigError
-from cryobench.conf.schema import SAR_NAMES, DatasetSpec, EncoderSpec, Modality, Variant
+from cryobench.conf.schema import EncoderSpec
+from cryobench.conf.terms import SAR_NAMES, Modality, Variant
 from cryobench.conf.trial import Feed, Source
 
 _STAND_IN = ("B4", "B3", "B2")

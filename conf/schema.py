@@ -1,105 +1,19 @@
 """The typed schema of everything that can be asked for, as frozen pydantic models.
 
-`EncoderSpec`, `DatasetSpec`, `RegimeSpec`, `ProtocolSpec`, `ResourceSpec` mirror the YAML groups of the same
-names; `SweepSpec` is a whole request. What a single trial is, and its name, lives in `cryobench.conf.trial`.
+`EncoderSpec`, `RegimeSpec`, `ProtocolSpec`, `ResourceSpec` mirror the YAML groups of the same names (data sets:
+`cryobench.conf.data`); `SweepSpec` is a whole request. What a single trial is, and its name, lives in
+`cryobench.conf.trial`.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-Modality = Literal["optical", "sar"]
-Variant = Literal["own", "optical", "sar", "joint"]
-Group = Literal["optical", "sar", "ancillary"]
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
-
-#: Value of pixels without a label in every stored mask, whatever the raw files use.
-IGNORE = 255
-
-#: Names that are radar polarisations wherever they appear; all other names are optical.
-SAR_NAMES = frozenset({"VV", "VH", "HH", "HV"})
-
-#: A setting of an encoder: plain data only, never a class path.
-Setting = bool | int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
-
-Fraction = Annotated[float, Field(gt=0, le=1)]
-
-
-class Strict(BaseModel):
-    """A frozen model that refuses unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-# --- data sets -------------------------------------------------------------------------------------------
-
-
-class ChannelSpec(Strict):
-    """One channel of the raw files: what it is, and under which name the reference feeds it."""
-
-    name: str
-    group: Group
-    fed_as: str | None = None
-
-
-class LayoutSpec(Strict):
-    """Where the raw files lie: patterns relative to the source folder, alternatives in order of preference."""
-
-    images: tuple[str, ...] = ("{split}/images", "{split}/image", "images/{split}")
-    masks: tuple[str, ...] = ("{split}/masks", "{split}/mask", "labels/{split}")
-    pairing: Literal["name", "order"] = "name"
-
-
-class Statistics(Strict):
-    """Mean and standard deviation a channel, in the units of the raw files."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-class DatasetSpec(Strict):
-    """A data set: how its files are read and what their channels and labels mean."""
-
-    name: str
-    title: str
-    reader: str
-    channels: Annotated[tuple[ChannelSpec, ...], Field(min_length=1)]
-    classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=IGNORE)]
-    layout: LayoutSpec = LayoutSpec()
-    sensor: str = ""
-    source: str = ""
-    gsd: float | None = Field(default=None, gt=0, description="ground sampling distance in metres")
-    tile: int | None = Field(default=None, gt=0, description="side of a published tile in pixels")
-    mask_codes: dict[int, int] | None = Field(default=None, description="raw label value -> class")
-    mask_ignore: int | None = Field(default=None, description="raw label value of unlabelled pixels")
-    nan_fill: float | None = Field(default=None, description="what replaces NaN; none: NaN is an error")
-    published_statistics: Statistics | None = None
-
-    @model_validator(mode="after")
-    def _consistent(self) -> DatasetSpec:
-        names = [c.name for c in self.channels]
-        if len(set(names)) != len(names):
-            raise ValueError(f"channel names must be unique, got {names}")
-        if self.mask_codes is not None:
-            wrong = sorted(v for v in self.mask_codes.values() if not 0 <= v < len(self.classes))
-            if wrong:
-                raise ValueError(f"mask_codes maps to classes {wrong}; there are {len(self.classes)} (0-based)")
-        stats = self.published_statistics
-        if stats and (len(stats.mean) != len(names) or len(stats.std) != len(names)):
-            raise ValueError(f"published_statistics needs {len(names)} values each, one a channel")
-        return self
-
-    @property
-    def groups(self) -> dict[Group, tuple[str, ...]]:
-        """Channel names by input group, in file order."""
-        found: dict[Group, tuple[str, ...]] = {}
-        for channel in self.channels:
-            found[channel.group] = (*found.get(channel.group, ()), channel.name)
-        return found
-
+from cryobench.conf.data import DatasetSpec
+from cryobench.conf.strict import Fraction, Strict
+from cryobench.conf.terms import Modality, Setting, Variant
 
 # --- encoders --------------------------------------------------------------------------------------------
 
@@ -118,7 +32,7 @@ class CheckpointLayout(Strict):
     nested: bool = False
     prefix: str = ""
     unused: tuple[str, ...] = ()
-    absent: dict[str, Literal["zero", "keep"]] = {}
+    absent: dict[str, Literal["zero", "keep"]] = Field(default={})
     allow: tuple[Literal["argparse.Namespace"], ...] = ()
 
 
@@ -142,7 +56,7 @@ class VariantSpec(Strict):
     """
 
     bands: dict[Modality, tuple[str, ...] | Literal["dataset"]]
-    settings: dict[str, Setting] = {}
+    settings: dict[str, Setting] = Field(default={})
     weights: WeightsSpec | None = None
 
 
@@ -155,7 +69,7 @@ class EncoderSpec(Strict):
     input_size: Annotated[int, Field(gt=0)] | Literal["tile"]
     decoder: Literal["upernet", "unet"] = "upernet"
     baseline: bool = False
-    settings: dict[str, Setting] = {}
+    settings: dict[str, Setting] = Field(default={})
     variants: Annotated[dict[Variant, VariantSpec], Field(min_length=1)]
 
 

@@ -13,15 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from cryobench.conf.schema import (
-    CheckpointLayout,
-    Group,
-    Modality,
-    ProtocolSpec,
-    RegimeSpec,
-    Setting,
-    Strict,
-)
+from cryobench.conf.schema import CheckpointLayout, ProtocolSpec, RegimeSpec
+from cryobench.conf.strict import Strict
+from cryobench.conf.terms import Group, Modality, Setting
 
 _LABEL = "label"
 #: A field that cannot change a result and so is no part of a trial's identity.
@@ -76,10 +70,14 @@ class TrialEncoder(Strict):
 
 
 class TrialDataset(Strict):
-    """A tile store as one trial uses it; the digest stands for its whole content."""
+    """A tile store as one trial uses it; the digest stands for its whole content.
+
+    ``subset`` is the digest of the training tiles' numbers where a regime uses part of them.
+    """
 
     name: Annotated[str, Label]
     store_digest: str
+    subset: str | None = None
     statistics: Literal["training", "published"]
 
 

@@ -19,7 +19,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from cryobench.conf.errors import disk_full
-from cryobench.conf.schema import Split
+from cryobench.conf.terms import Split
 from cryobench.datasets.store import TileStore
 
 _COMPLETE = "complete.json"
@@ -81,12 +81,11 @@ class StoredTiles:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tile."""
-        return tuple(self._store.array(self._split, name).shape[1:])
+        return self._store.shape(self._split, name)
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """Dtype of the tiles."""
-        found: np.dtype[Any] = np.dtype(self._store.array(self._split, name).dtype)
-        return found
+        return self._store.dtype(name)
 
     def crop(self, name: str, index: int, top: int, left: int, height: int, width: int) -> NDArray[Any]:
         """The window, cut from the whole decoded chunk."""
@@ -110,10 +109,12 @@ def open_tiles(
     *,
     threads: int = 2,
     progress: Progress = lambda done, total: None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Callable[[Split], TileSource]:
     """A function from split to its tiles, from the node cache where the store fits into it.
 
-    Whoever comes first decodes, in threads and checking every digest; the others wait for the lock and read.
+    Whoever comes first decodes, in threads and checking every tile; the others wait for the lock and read. ``tell``
+    is told if the store is too large for the cache and so is read chunk by chunk.
 
     Raises:
         CorruptDataError: a chunk is not what was written; names tile and array.
@@ -121,6 +122,10 @@ def open_tiles(
     """
     needed = decoded_bytes(store)
     if needed > limit_bytes:
+        tell(
+            f"{store.path} has {needed / 1e9:.2f} GB decoded, the node cache {limit_bytes / 1e9:.2f} GB: its chunks "
+            "are read and decoded for every batch, ahead of use. Raise resources.cache_limit_gb to make this faster."
+        )
         return lambda split: StoredTiles(store, split)
     folder = cache_dir / store.info.digest[:24]
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -148,16 +153,16 @@ def _decode(store: TileStore, folder: Path, threads: int, progress: Progress) ->
         outputs: dict[tuple[str, str], NDArray[Any]] = {}
         for split in store.info.splits:
             for name in store.arrays:
-                array = store.array(split, name)
+                shape = (store.info.splits[split].tiles, *store.shape(split, name))
                 path = building / f"{split}-{name}.npy"
-                outputs[split, name] = np.lib.format.open_memmap(path, "w+", np.dtype(array.dtype), tuple(array.shape))
+                outputs[split, name] = np.lib.format.open_memmap(path, "w+", store.dtype(name), shape)
                 # A sparse file would end a later write by a bus error where the disk is full; this raises instead.
                 with path.open("r+b") as file:
                     os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
         def one(chunk: tuple[Split, str, int]) -> None:
             split, name, index = chunk
-            outputs[split, name][index] = store.tile(split, name, index)
+            store.tile(split, name, index, out=outputs[split, name][index])
 
         with ThreadPoolExecutor(threads) as pool:
             for done, _ in enumerate(pool.map(one, chunks), start=1):

@@ -12,17 +12,22 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
 
+from cryobench.conf.data import DatasetSpec, Statistics
 from cryobench.conf.digests import file_sha256
-from cryobench.conf.errors import DataError, disk_full
-from cryobench.conf.schema import IGNORE, DatasetSpec, Split, Statistics
+from cryobench.conf.errors import CorruptDataError, DataError, disk_full
+from cryobench.conf.terms import IGNORE, Split
 from cryobench.datasets.moments import Moments
+from cryobench.datasets.percentiles import PERCENTILES, percentiles
+from cryobench.datasets.scenes import survey
 from cryobench.datasets.store import (
     ATTRIBUTE,
     FORMAT,
@@ -35,6 +40,7 @@ from cryobench.datasets.store import (
     read_info,
     staging_path,
     store_digest,
+    tile_check,
     tile_digest,
 )
 from cryobench.datasets.tiles import RawTile, TileFiles, reader_for
@@ -64,8 +70,7 @@ def convert(
         DataError: raw files that are not as the layout promises, or a store of other files and not ``force``.
         DiskFullError: no space left; what was converted is kept and continued from.
     """
-    reader = reader_for(spec)
-    tiles = reader.scan(spec, source)
+    edition, tiles = survey(spec, source)
     fingerprint = _fingerprint(spec, source, tiles)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
@@ -79,7 +84,7 @@ def convert(
                 "Add --force to replace it, or choose another --data-dir."
             )
         try:
-            return _Conversion(spec, reader.read, tiles, source, target, fingerprint).run(threads, progress)
+            return _Conversion(spec, edition, tiles, source, target, fingerprint).run(threads, progress)
         except OSError as error:
             raise disk_full(error, target) or error from error
 
@@ -88,13 +93,16 @@ class _Conversion:
     def __init__(
         self,
         spec: DatasetSpec,
-        read: Callable[[DatasetSpec, TileFiles], RawTile],
+        edition: str,
         tiles: list[TileFiles],
         source: Path,
         target: Path,
         fingerprint: str,
     ) -> None:
-        self.spec, self.read, self.tiles, self.source, self.target = spec, read, tiles, source, target
+        self.spec, self.edition, self.tiles, self.source, self.target = spec, edition, tiles, source, target
+        self.form = spec.edition(edition)
+        self.read = reader_for(self.form).read
+        self.sha256 = cache(file_sha256)  # the tiles of a scene share its file
         self.fingerprint = fingerprint
         self.staging = staging_path(target)
         self.position: list[int] = []
@@ -109,7 +117,7 @@ class _Conversion:
 
         done = self._journal()
         first = {
-            files.split: self.read(self.spec, files)
+            files.split: self.read(self.form, files)
             for files, i in zip(self.tiles, self.position, strict=True)
             if i == 0
         }
@@ -177,7 +185,7 @@ class _Conversion:
 
         def one(number: int) -> dict[str, Any]:
             files = self.tiles[number]
-            tile = self.read(self.spec, files)
+            tile = self.read(self.form, files)
             self._check_like(first[files.split], tile, files)
             named = tile.arrays()
             for name, values in named.items():
@@ -185,13 +193,15 @@ class _Conversion:
             counts = np.bincount(tile.mask.ravel(), minlength=IGNORE + 1)
             return {
                 "number": number,
-                "image_sha256": file_sha256(files.image),
-                "mask_sha256": file_sha256(files.mask),
+                "image_sha256": self.sha256(files.image),
+                "mask_sha256": self.sha256(files.mask),
                 "crs": tile.crs,
                 "transform": tile.transform,
                 "class_pixels": counts[: len(self.spec.classes)].tolist(),
                 "ignored_pixels": int(counts[IGNORE]),
                 "digests": {name: tile_digest(values) for name, values in named.items()},
+                "checks": {name: tile_check(values) for name, values in named.items()},
+                "missing": tile.missing or {},
                 "moments": {name: Moments.of(values).plain() for name, values in tile.groups.items()}
                 if files.split == "train"
                 else None,
@@ -239,21 +249,19 @@ class _Conversion:
             transform=row["transform"],
             class_pixels=tuple(row["class_pixels"]),
             digests=row["digests"],
+            checks=row["checks"],
+            window=(window.top, window.left, window.height, window.width) if (window := files.window) else None,
         )
 
     def _info(self, rows: list[dict[str, Any]], first: dict[Split, RawTile]) -> StoreInfo:
         spec = self.spec
         groups = {}
         for name, bands in spec.groups.items():
-            moments = Moments.merged(Moments(**row["moments"][name]) for row in rows if row["moments"])
-            chosen = [i for i, channel in enumerate(spec.channels) if channel.group == name]
-            published = spec.published_statistics
+            chosen, published = spec.members(name), spec.published_statistics
             groups[str(name)] = GroupInfo(
                 bands=bands,
                 dtype=first["train"].groups[name].dtype.str,
-                statistics=BandStatistics(
-                    mean=tuple(moments.mean), std=tuple(moments.std()), min=tuple(moments.min), max=tuple(moments.max)
-                ),
+                statistics=self._statistics(str(name), first["train"].groups[name].dtype, rows),
                 published=Statistics(
                     mean=tuple(published.mean[i] for i in chosen), std=tuple(published.std[i] for i in chosen)
                 )
@@ -271,6 +279,7 @@ class _Conversion:
             format=FORMAT,
             dataset=spec,
             origin=origin.read_text().strip() if origin.exists() else "files",
+            edition=self.edition,
             classes=spec.classes,
             ignore_index=IGNORE,
             groups=groups,
@@ -278,6 +287,37 @@ class _Conversion:
             digest=store_digest(spec.classes, groups, [self._record(row) for row in rows]),
             source_fingerprint=self.fingerprint,
             written_by=f"cryobench {version('cryobench')}",
+        )
+
+    def _statistics(self, name: str, dtype: np.dtype[Any], rows: list[dict[str, Any]]) -> BandStatistics:
+        """Of one group in the training split; percentiles from its chunks, read back and compared once more."""
+        train = [row for row in rows if row["moments"]]
+        moments = Moments.merged(Moments(**row["moments"][name]) for row in train)
+        channels = len(moments.mean)
+        missing = np.sum([row["missing"].get(name, [0] * channels) for row in train], axis=0) / moments.count
+
+        def written() -> Iterator[NDArray[Any]]:
+            import zarr
+
+            array = zarr.open_array(str(self.staging), path=f"train/{name}", mode="r", zarr_format=3)
+            for row in train:
+                index = self.position[row["number"]]
+                values = np.asarray(array[index])
+                if tile_check(values) != row["checks"][name]:
+                    raise CorruptDataError(
+                        f"{self.staging}: tile {index} of train/{name} is not what was written a moment ago. "
+                        "Check the disk, remove this folder and run the same command again."
+                    )
+                yield values
+
+        found = percentiles(written, dtype, channels, moments.count, PERCENTILES)
+        return BandStatistics(
+            mean=tuple(moments.mean),
+            std=tuple(moments.std()),
+            min=tuple(moments.min),
+            max=tuple(moments.max),
+            percentiles={q: tuple(row) for q, row in zip(PERCENTILES, found.tolist(), strict=True)},
+            missing=tuple(missing.tolist()),
         )
 
 
@@ -288,7 +328,7 @@ def _fingerprint(spec: DatasetSpec, source: Path, tiles: list[TileFiles]) -> str
         for path in (files.image, files.mask):
             stat = path.stat()
             relative = path.relative_to(source).as_posix()
-            digest.update(f"{files.split}|{relative}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+            digest.update(f"{files.split}|{relative}|{stat.st_size}|{stat.st_mtime_ns}|{files.window}\n".encode())
     return digest.hexdigest()
 
 
@@ -308,7 +348,10 @@ def _write_index(path: Path, records: list[TileRecord]) -> None:
             ("transform", pa.list_(pa.float64())),
             ("class_pixels", pa.list_(pa.int64())),
             ("digests", pa.map_(pa.string(), pa.string())),
+            ("checks", pa.map_(pa.string(), pa.int64())),
+            ("window", pa.list_(pa.int64())),
         ]
     )
-    rows = [{**asdict(record), "digests": list(record.digests.items())} for record in records]
+    maps = ("digests", "checks")
+    rows = [asdict(record) | {name: list(getattr(record, name).items()) for name in maps} for record in records]
     pq.write_table(pa.Table.from_pylist(rows, schema), path)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cryobench.conf.errors import CorruptDataError
-from cryobench.conf.schema import IGNORE, Group, Modality
+from cryobench.conf.terms import IGNORE, Group, Modality
 from cryobench.conf.trial import Feed
 from cryobench.datasets.store import StoreInfo
 
@@ -30,15 +30,19 @@ class Preprocess(nn.Module):
         for group in self.groups:
             start[group] = width
             width += len(info.groups[group].bands)
-            chosen = info.groups[group].statistics if statistics == "training" else info.groups[group].published
-            if chosen is None:
+            own, published = info.groups[group].statistics, info.groups[group].published
+            if statistics == "published" and published is None:
                 raise CorruptDataError(
                     f"Store '{info.dataset.name}' has no published statistics. Set statistics=training, or give "
                     "published_statistics in the data set's YAML and prepare it again."
                 )
+            mean, std = list(own.mean), list(own.std)
+            if statistics == "published" and published is not None:
+                mean = [o if p is None else p for p, o in zip(published.mean, own.mean, strict=True)]
+                std = [o if p is None else p for p, o in zip(published.std, own.std, strict=True)]
             # A constant channel carries nothing; dividing by one keeps it at zero.
-            std = [value if value > 0 else 1.0 for value in chosen.std]
-            self.register_buffer(f"mean_{group}", torch.tensor(chosen.mean).view(1, -1, 1, 1), persistent=False)
+            std = [value if value > 0 else 1.0 for value in std]
+            self.register_buffer(f"mean_{group}", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
             self.register_buffer(f"std_{group}", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         self.modalities: tuple[Modality, ...] = tuple(feed.inputs)
         for modality, sources in feed.inputs.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +19,11 @@ def tile_groups(class_pixels: NDArray[np.int64], bins: int) -> list[tuple[int, .
     totals = np.maximum(class_pixels.sum(axis=1, keepdims=True), 1)
     binned = -(-class_pixels * bins // totals) - 1
     return [tuple(row) for row in binned.tolist()]
+
+
+def subset_digest(tiles: NDArray[np.int64]) -> str:
+    """SHA-256 over the tile numbers of a subset, ascending."""
+    return hashlib.sha256(",".join(map(str, tiles.tolist())).encode()).hexdigest()
 
 
 def stratified_subset(class_pixels: NDArray[np.int64], fraction: float, bins: int, seed: int) -> NDArray[np.int64]:

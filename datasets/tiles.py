@@ -13,22 +13,39 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from cryobench.conf.data import DatasetSpec
 from cryobench.conf.errors import ConfigError, NotBuiltError
-from cryobench.conf.schema import DatasetSpec, Group, Split
+from cryobench.conf.terms import Group, Split
 
 #: Entry point group by which other packages add readers; the value is a module that defines `scan` and `read`.
 ENTRY_POINTS = "cryobench.readers"
 
-_OWN = {"paired": "cryobench.datasets.paired"}
+_OWN = {"paired": "cryobench.datasets.paired", "ai4arctic": "cryobench.datasets.ai4arctic"}
+
+
+@dataclass(frozen=True)
+class Window:
+    """A tile's place in its scene, in pixels; it may reach beyond the scene's bottom and right.
+
+    Rows before ``fresh_top`` and columns before ``fresh_left`` are labelled in another tile.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    fresh_top: int = 0
+    fresh_left: int = 0
 
 
 @dataclass(frozen=True)
 class TileFiles:
-    """The raw files of one tile."""
+    """The raw files of one tile, and its place in them if they hold a whole scene."""
 
     split: Split
     image: Path
     mask: Path
+    window: Window | None = None
 
 
 @dataclass(frozen=True)
@@ -36,13 +53,15 @@ class RawTile:
     """One tile in memory.
 
     ``groups`` holds (C, H, W) arrays in the raw dtype, ``mask`` (H, W) uint8 classes with 255 where there is no
-    label, ``transform`` the six affine coefficients from pixel to CRS coordinates.
+    label, ``transform`` the six affine coefficients from pixel to CRS coordinates. ``missing`` counts, a group and
+    channel, the pixels that had no data and were filled.
     """
 
     groups: dict[Group, NDArray[np.generic]]
     mask: NDArray[np.uint8]
     crs: str | None
     transform: tuple[float, ...] | None
+    missing: dict[Group, tuple[int, ...]] | None = None
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything that is stored: the groups and ``mask``."""
@@ -51,10 +70,11 @@ class RawTile:
 
 
 class Reader(Protocol):
-    """The two functions of a reader module."""
+    """The functions of a reader module; ``shape`` (of a scene) is needed for data sets with a ``grid`` alone."""
 
     scan: Callable[[DatasetSpec, Path], list[TileFiles]]
     read: Callable[[DatasetSpec, TileFiles], RawTile]
+    shape: Callable[[TileFiles], tuple[int, int]]
 
 
 @cache

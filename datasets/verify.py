@@ -1,12 +1,15 @@
-"""Re-reads every chunk of a store against its digest."""
+"""Re-reads every chunk of a store against its digest, and every mask against its labels and counts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 from cryobench.conf.errors import CorruptDataError
-from cryobench.datasets.store import TileStore, store_digest
+from cryobench.conf.terms import IGNORE, Split
+from cryobench.datasets.store import TileStore, store_digest, tile_digest
 
 
 def verify(
@@ -28,12 +31,24 @@ def verify(
         for i in range(info.tiles)
     ]
 
-    def check(chunk: tuple[str, str, int]) -> str | None:
+    def check(chunk: tuple[Split, str, int]) -> str | None:
         split, name, index = chunk
         try:
-            store.tile(split, name, index)  # type: ignore[arg-type]
+            values = store.tile(split, name, index)
         except CorruptDataError as error:
             return str(error)
+        record = store.records(split)[index]
+        where = f"{store.path}: tile {index} of {split}/{name} ({record.image})"
+        if tile_digest(values) != record.digests[name]:
+            return f"{where} is not what was written: its SHA-256 differs. Prepare the data set again."
+        if name == "mask":
+            counts = np.bincount(values.ravel(), minlength=IGNORE + 1)
+            classes = len(store.info.classes)
+            if counts[classes:IGNORE].any():
+                wrong = np.flatnonzero(counts[classes:IGNORE]) + classes
+                return f"{where} holds label values {wrong.tolist()}, expected 0 to {classes - 1} or {IGNORE}."
+            if tuple(counts[:classes].tolist()) != record.class_pixels:
+                return f"{where} has {counts[:classes].tolist()} pixels a class, the index says {record.class_pixels}."
         return None
 
     with ThreadPoolExecutor(threads) as pool:

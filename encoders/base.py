@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cryobench.conf.errors import ConfigError, UnknownNameError
-from cryobench.conf.schema import Modality
+from cryobench.conf.terms import Modality
 
 #: In the order in which they are stacked.
 MODALITIES: tuple[Modality, ...] = ("optical", "sar")

@@ -10,7 +10,7 @@ import torch
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
-from cryobench.conf.schema import Modality
+from cryobench.conf.terms import Modality
 from cryobench.encoders.base import Encoder, patch_map, required_size, settings_of, stacked, tapped
 
 _SETTINGS = {"taps", "patch_size", "embed_dim", "depth", "num_heads", "init_values"}

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from cryobench.conf.errors import ConfigError
-from cryobench.conf.schema import CheckpointLayout, EncoderSpec, Modality, Variant
+from cryobench.conf.schema import CheckpointLayout, EncoderSpec
+from cryobench.conf.terms import Modality, Variant
 from cryobench.encoders.checkpoints import load_weights
 from cryobench.encoders.registry import family_class, is_built
 

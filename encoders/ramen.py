@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from cryobench.conf.schema import SAR_NAMES, Modality
+from cryobench.conf.terms import SAR_NAMES, Modality
 from cryobench.encoders.base import Encoder, patch_map, settings_of, tapped
 from cryobench.encoders.sincos import sincos_1d, sincos_2d
 from cryobench.encoders.wavelengths import NANOMETRES, wavelength

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from cryobench.conf.errors import ConfigError
-from cryobench.conf.schema import Modality
+from cryobench.conf.terms import Modality
 from cryobench.encoders.base import Encoder, required_size, settings_of, stacked, tapped
 
 _SETTINGS = {"taps", "patch_size", "band_group", "embed_dim", "depth", "num_heads", "drop_path"}

@@ -10,7 +10,7 @@ import timm
 import torchvision
 from torch import Tensor, nn
 
-from cryobench.conf.schema import Modality
+from cryobench.conf.terms import Modality
 from cryobench.encoders.base import Encoder, required_size, settings_of, stacked
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from cryobench.conf.schema import Modality
+from cryobench.conf.terms import Modality
 from cryobench.encoders.base import MODALITIES, Encoder, patch_map, required_size, settings_of, tapped
 
 _NAMES: dict[Modality, str] = {"optical": "untok_sen2l2a@224", "sar": "untok_sen1grd@224"}

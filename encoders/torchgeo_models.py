@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cryobench.conf.errors import ConfigError, MissingLibraryError
-from cryobench.conf.schema import Modality
+from cryobench.conf.terms import Modality
 from cryobench.encoders.base import Encoder, patch_map, required_size, settings_of, stacked, tapped
 from cryobench.encoders.wavelengths import MICROMETRES, RADAR_MICROMETRES, wavelength
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cryobench.conf.errors import ConfigError
-from cryobench.conf.schema import Modality
+from cryobench.conf.terms import Modality
 from cryobench.encoders.base import Encoder
 
 

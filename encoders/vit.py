@@ -16,7 +16,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from cryobench.conf.errors import ConfigError, UnknownNameError
-from cryobench.conf.schema import Modality
+from cryobench.conf.terms import Modality
 from cryobench.encoders.base import Encoder, patch_map, required_size, settings_of, stacked, tapped
 from cryobench.encoders.sincos import sincos_1d, sincos_2d
 

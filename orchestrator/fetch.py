@@ -1,12 +1,14 @@
-"""Downloads that resume: of published weights from the Hugging Face Hub or any web address."""
+"""Downloads that resume, from the Hugging Face Hub or any web address."""
 
 from __future__ import annotations
 
+import json
 import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cryobench.conf.errors import FetchError, disk_full
 
@@ -48,6 +50,24 @@ def download(url: str, target: Path, progress: Progress = lambda done, total: No
     except OSError as error:
         raise disk_full(error, part) or FetchError(f"{url} could not be saved to {part} ({error}).") from error
     part.replace(target)
+
+
+def fetch_json(url: str) -> dict[str, Any]:
+    """The JSON object at ``url``.
+
+    Raises:
+        FetchError: no network, no such address, or something else there.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            found = json.loads(answer.read(_CHUNK * 16))
+    except urllib.error.HTTPError as error:
+        raise FetchError(f"{url} answered {error.code} {error.reason}. Is the address still right?") from error
+    except (OSError, ValueError) as error:
+        raise FetchError(f"{url} cannot be read ({error}).") from error
+    if not isinstance(found, dict):
+        raise FetchError(f"{url} answered {type(found).__name__}, expected a JSON object.")
+    return found
 
 
 def download_from_hub(repository: str, file: str, target: Path) -> None:

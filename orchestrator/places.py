@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryobench.conf.errors import ConfigError
+from cryobench.datasets.location import below, is_url, locate
 
 if TYPE_CHECKING:
     from cryobench.conf.schema import ResourceSpec
@@ -16,15 +17,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class OwnData:
+    """A data set's places below a local data folder."""
+
+    store: Path
+    downloads: Path
+    unpacked: Path
+    generated: Path
+
+
+@dataclass(frozen=True)
 class Places:
-    """The folders that commands work on.
+    """The folders that commands work on. ``data_dir`` may be the URL of an object store, which is only read.
 
     ``storage`` is a local folder; with ``storage_url``, an object store's, it is the driver's working copy of it, and
     ``worker_storage`` that of the workers on the same machine.
     """
 
     storage: Path
-    data_dir: Path
+    data_dir: Path | str
     cache_dir: Path
     weights_dir: Path
     config_dir: Path | None = None
@@ -49,13 +60,28 @@ class Places:
             mirror=self.storage_url,
         )
 
-    def store(self, dataset: str) -> Path:
+    def store(self, dataset: str) -> Path | str:
         """The tile store of a data set."""
-        return self.data_dir / f"{dataset}.zarr"
+        return below(self.data_dir, f"{dataset}.zarr")
 
-    def raw(self, dataset: str) -> Path:
-        """Where generated raw files go."""
-        return self.data_dir / "raw" / dataset
+    def own_data(self, dataset: str) -> OwnData:
+        """Where a data set is downloaded, unpacked, generated and converted.
+
+        Raises:
+            ConfigError: the data folder is a URL.
+        """
+        if not isinstance(self.data_dir, Path):
+            raise ConfigError(
+                f"--data-dir {self.data_dir}: data sets are prepared in a local folder. Prepare {dataset} there, copy "
+                f"{dataset}.zarr to this address with your object store's own tool, then give the address to sweeps."
+            )
+        folder = self.data_dir
+        return OwnData(
+            store=folder / f"{dataset}.zarr",
+            downloads=folder / "downloads" / dataset,
+            unpacked=folder / "unpacked" / dataset,
+            generated=folder / "raw" / dataset,
+        )
 
 
 def places(
@@ -72,8 +98,12 @@ def places(
     Raises:
         StorageError: the object store cannot be reached.
     """
-    data = _folder(data_dir, "CRYOBENCH_DATA", "cryobench-data")
-    cache = _folder(cache_dir, "CRYOBENCH_CACHE", str(data / "cache"))
+    given = data_dir or os.environ.get("CRYOBENCH_DATA")
+    data = given if given and is_url(given) else _folder(given, "CRYOBENCH_DATA", "cryobench-data")
+    if isinstance(data, str):
+        locate(data)  # an address that is none is said so here, once
+    near = data if isinstance(data, Path) else Path("cryobench-data").resolve()
+    cache = _folder(cache_dir, "CRYOBENCH_CACHE", str(near / "cache"))
     asked = storage or os.environ.get("CRYOBENCH_STORAGE") or "cryobench-storage"
     url = asked.rstrip("/") if "://" in asked else None
     if url:
@@ -88,7 +118,7 @@ def places(
         storage_url=url,
         data_dir=data,
         cache_dir=cache,
-        weights_dir=_folder(weights_dir, "CRYOBENCH_WEIGHTS", str(data / "weights")),
+        weights_dir=_folder(weights_dir, "CRYOBENCH_WEIGHTS", str(near / "weights")),
         config_dir=_folder(config_dir, "CRYOBENCH_CONFIG", "")
         if config_dir or os.environ.get("CRYOBENCH_CONFIG")
         else None,
@@ -98,5 +128,5 @@ def places(
 def _folder(given: str | None, variable: str, default: str) -> Path:
     text = given or os.environ.get(variable) or default
     if "://" in text:
-        raise ConfigError(f"{text}: expected a local folder; only --storage may be a URL.")
+        raise ConfigError(f"{text}: expected a local folder; only --storage and --data-dir may be URLs.")
     return Path(text).expanduser().resolve()

@@ -10,11 +10,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cryobench.conf.errors import ConfigError, CorruptDataError, CryobenchError, MissingDataError
+import numpy as np
+from numpy.typing import NDArray
+
+from cryobench.conf.data import DatasetSpec
+from cryobench.conf.errors import ConfigError, CorruptDataError, CryobenchError, MissingDataError, StorageError
 from cryobench.conf.feeding import choose_variant, feed
-from cryobench.conf.schema import DatasetSpec, EncoderSpec, Modality, RegimeSpec, SweepSpec, Variant
+from cryobench.conf.schema import EncoderSpec, RegimeSpec, SweepSpec
+from cryobench.conf.terms import Modality, Variant
 from cryobench.conf.trial import Feed, TrialDataset, TrialEncoder, TrialRegime, TrialSpec
-from cryobench.datasets.store import StoreInfo, read_info
+from cryobench.datasets.store import StoreInfo, TileStore, read_info
+from cryobench.datasets.subsets import stratified_subset, subset_digest
 from cryobench.datasets.tiles import require_built
 from cryobench.encoders import registry
 from cryobench.orchestrator.places import Places
@@ -137,6 +143,8 @@ class _Surveyor:
         self.sweep, self.where = sweep, where
         self.weights = WeightsFolder(where.weights_dir, where.cache_dir)
         self.stores: dict[str, StoreInfo | CryobenchError] = {}
+        self.counts: dict[str, NDArray[np.int64]] = {}
+        self.subsets: dict[tuple[str, float, int], str] = {}
 
     def trial(
         self, encoder: EncoderSpec, dataset: DatasetSpec, regime: RegimeSpec, lr: float, seed: int
@@ -180,6 +188,7 @@ class _Surveyor:
                 name=dataset.name,
                 store_digest=store.digest if isinstance(store, StoreInfo) else f"missing:{dataset.name}",
                 statistics=self.sweep.statistics,
+                subset=self._subset(dataset, regime.label_fraction, seed) if isinstance(store, StoreInfo) else None,
             ),
             regime=TrialRegime.of(regime),
             lr=lr,
@@ -191,6 +200,18 @@ class _Surveyor:
             return PlannedTrial(spec, state, message, kind=state, provisional=True)
         return planned(spec, self.where.storage)
 
+    def _subset(self, dataset: DatasetSpec, fraction: float, seed: int) -> str | None:
+        """The digest of a few-shot subset, from the class counts in the store's index."""
+        if fraction >= 1:
+            return None
+        key = (dataset.name, fraction, seed)
+        if key not in self.subsets:
+            if dataset.name not in self.counts:
+                self.counts[dataset.name] = TileStore(self.where.store(dataset.name)).class_pixels("train")
+            bins = self.sweep.protocol.few_shot_bins
+            self.subsets[key] = subset_digest(stratified_subset(self.counts[dataset.name], fraction, bins, seed))
+        return self.subsets[key]
+
     def _store(self, dataset: DatasetSpec) -> StoreInfo | CryobenchError:
         if dataset.name not in self.stores:
             try:
@@ -200,6 +221,8 @@ class _Surveyor:
                 self.stores[dataset.name] = info
             except MissingDataError as error:
                 self.stores[dataset.name] = error
+            except StorageError:
+                raise
             except CryobenchError as error:
                 self.stores[dataset.name] = _as_missing(error)
         return self.stores[dataset.name]
@@ -213,7 +236,7 @@ def planned(spec: TrialSpec, storage: Path) -> PlannedTrial:
     )
 
 
-def _same_channels(dataset: DatasetSpec, info: StoreInfo, path: Path) -> None:
+def _same_channels(dataset: DatasetSpec, info: StoreInfo, path: Path | str) -> None:
     """The store must hold the channels and classes that the configuration speaks of."""
     found, expected = info.dataset, dataset
     if [(c.name, c.group) for c in found.channels] != [(c.name, c.group) for c in expected.channels]:

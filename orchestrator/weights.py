@@ -1,23 +1,21 @@
 """Published weights on this machine: which file an encoder needs, how to get it, and its digest.
 
-A file's SHA-256 is recorded in the weights folder on first use (`RECORD`), unless its YAML states the published one; a
+A file's SHA-256 is recorded in the weights folder on first use, unless its YAML states the published one; a
 later mismatch is an error, and the digest enters the trial's identity.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryobench.conf.digests import file_sha256
 from cryobench.conf.errors import BadCheckpointError, CryobenchError, FetchError, MissingWeightsError
-from cryobench.conf.schema import EncoderSpec, Variant, WeightsSpec
+from cryobench.conf.schema import EncoderSpec, WeightsSpec
+from cryobench.conf.terms import Variant
 from cryobench.conf.trial import TrialWeights
-from cryobench.workers.files import write_json
+from cryobench.orchestrator.records import DigestRecord
 
-RECORD = "sha256.json"
 Progress = Callable[[int, int], None]
 
 
@@ -46,8 +44,8 @@ class WeightsFolder:
     """A folder of published files, and the digests of those seen before."""
 
     def __init__(self, folder: Path, cache_dir: Path) -> None:
-        self.folder, self._memory = folder, cache_dir / "weights.json"
-        self._known = _read(self._memory)
+        self.folder = folder
+        self._record = DigestRecord(folder, cache_dir)
 
     def of(self, encoder: EncoderSpec, variant: Variant, wanted: str) -> tuple[TrialWeights, CryobenchError | None]:
         """The weights of a trial, and why it cannot have them, if so."""
@@ -83,17 +81,7 @@ class WeightsFolder:
         path = self.folder / spec.file
         if not path.is_file():
             raise MissingWeightsError(f"No weights file {path}.")
-        found, record = self._digest(path), _read(self.folder / RECORD)
-        expected = spec.sha256 or record.get(spec.file)
-        if expected is None:
-            _write(self.folder / RECORD, record | {spec.file: found})
-        elif found != expected:
-            whose = "published" if spec.sha256 else f"recorded in {self.folder / RECORD} on first use"
-            raise BadCheckpointError(
-                f"{path} has SHA-256 {found[:16]}…, expected {expected[:16]}… ({whose}). It is damaged or another "
-                "file: fetch it again; if you replaced it on purpose, remove its line from the record."
-            )
-        return found
+        return self._record.verified(spec.file, spec.sha256, BadCheckpointError)
 
     def fetch(self, spec: WeightsSpec, progress: Progress = lambda done, total: None) -> Path:
         """Download a file unless it is here, and verify it.
@@ -118,23 +106,3 @@ class WeightsFolder:
                 ) from error
         self.verified(spec)
         return path
-
-    def _digest(self, path: Path) -> str:
-        stat = path.stat()
-        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-        if key not in self._known:
-            self._known[key] = file_sha256(path)
-            _write(self._memory, self._known)
-        return self._known[key]
-
-
-def _read(path: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
-def _write(path: Path, values: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, values)

@@ -11,7 +11,7 @@ from cryobench.conf.compose import load_dataset, load_sweep
 from cryobench.conf.trial import TrialSpec
 from cryobench.datasets.convert import convert
 from cryobench.datasets.store import TileStore
-from cryobench.datasets.synth.generate import generate
+from cryobench.datasets.synth.generate import fitted, generate
 from cryobench.orchestrator.places import Places
 from cryobench.orchestrator.plan import make_plan
 from cryobench.workers.trial import Place
@@ -47,7 +47,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory, raw_glid: Path) -> Path:
     folder = tmp_path_factory.mktemp("data")
     convert(load_dataset("glid"), raw_glid, folder / "glid.zarr")
     generate("caffe", folder / "raw-caffe", tiles=(8, 2, 3), size=64)
-    convert(load_dataset("caffe"), folder / "raw-caffe", folder / "caffe.zarr")
+    convert(fitted(load_dataset("caffe"), 64), folder / "raw-caffe", folder / "caffe.zarr")
     return folder
 
 

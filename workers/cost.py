@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cryobench.conf.schema import Modality
+from cryobench.conf.terms import Modality
 from cryobench.conf.trial import TrialSpec
 from cryobench.encoders.registry import family_class
 from cryobench.workers.model import SegmentationModel, make_decoder

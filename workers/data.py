@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from cryobench.conf.errors import CorruptDataError
-from cryobench.conf.schema import ResourceSpec, Split
+from cryobench.conf.schema import ResourceSpec
+from cryobench.conf.terms import Split
 from cryobench.conf.trial import TrialSpec
 from cryobench.datasets.batches import BatchLoader, EpochSampler, crop_size
 from cryobench.datasets.cache import TileSource, open_tiles
 from cryobench.datasets.preprocess import Preprocess
 from cryobench.datasets.store import StoreInfo, TileStore
-from cryobench.datasets.subsets import stratified_subset
+from cryobench.datasets.subsets import stratified_subset, subset_digest
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,11 @@ class TrialData:
 
 def open_data(
     spec: TrialSpec,
-    store_path: Path,
+    store_path: Path | str,
     cache_dir: Path,
     resources: ResourceSpec,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> TrialData:
     """Open the store of a trial through the node cache.
 
@@ -65,12 +67,22 @@ def open_data(
             f"{spec.dataset.store_digest[:12]}…. The data changed since; plan again, or bring the old store back."
         )
     tiles = open_tiles(
-        store, cache_dir, int(resources.cache_limit_gb * 1e9), threads=resources.loader_threads, progress=progress
+        store,
+        cache_dir,
+        int(resources.cache_limit_gb * 1e9),
+        threads=resources.loader_threads,
+        progress=progress,
+        tell=tell,
     )
     protocol = spec.protocol
     subset = stratified_subset(
         store.class_pixels("train"), spec.regime.label_fraction, protocol.few_shot_bins, spec.seed
     )
+    if spec.dataset.subset is not None and subset_digest(subset) != spec.dataset.subset:
+        raise CorruptDataError(
+            f"The training subset drawn here has digest {subset_digest(subset)[:12]}…, the trial was planned with "
+            f"{spec.dataset.subset[:12]}…. The rule changed between releases; plan again, which gives a new trial."
+        )
     size = None if spec.encoder.input_size == "tile" else spec.encoder.input_size
     train = store.info.splits["train"]
     sampler = EpochSampler(

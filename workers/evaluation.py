@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cryobench.conf.schema import Split
+from cryobench.conf.terms import Split
 from cryobench.conf.trial import TrialSpec
 from cryobench.workers.data import TrialData
 from cryobench.workers.metrics import Matrix, confusion
@@ -20,10 +20,11 @@ from cryobench.workers.windows import sliding_logits, window_offsets
 
 @dataclass(frozen=True)
 class Sample:
-    """A tile with its prediction, for a picture: raw image (C, H, W), truth and prediction (H, W)."""
+    """A tile with its prediction, for a picture: raw image (C, H, W) of ``bands``, truth and prediction (H, W)."""
 
     tile: int
     image: NDArray[np.generic]
+    bands: tuple[str, ...]
     truth: NDArray[np.uint8]
     prediction: NDArray[np.uint8]
 
@@ -62,8 +63,8 @@ def evaluate(
         matrices += [confusion(p, t, classes, data.info.ignore_index) for p, t in zip(predicted, truth, strict=True)]
         for place, tile in enumerate(some):
             if tile in wanted:
-                shown = whole[data.preprocess.groups[-1] if "optical" not in whole else "optical"][place]
-                samples.append(
-                    Sample(tile, shown, whole["mask"][place], predicted[place].to(torch.uint8).cpu().numpy())
-                )
+                shown = "optical" if "optical" in whole else data.preprocess.groups[-1]
+                found = predicted[place].to(torch.uint8).cpu().numpy()
+                bands = data.info.groups[shown].bands
+                samples.append(Sample(tile, whole[shown][place], bands, whole["mask"][place], found))
     return torch.stack(matrices).cpu().numpy(), samples

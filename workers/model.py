@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cryobench.conf.errors import MissingWeightsError
-from cryobench.conf.schema import Modality
 from cryobench.conf.streams import stream_seed
+from cryobench.conf.terms import Modality
 from cryobench.conf.trial import TrialSpec
 from cryobench.encoders.base import Encoder
 from cryobench.encoders.checkpoints import load_weights

@@ -5,17 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from cryobench.conf.schema import IGNORE
+from cryobench.conf.terms import IGNORE
+from cryobench.datasets.show import COLOURS, false_colour
 from cryobench.workers.evaluation import Sample
 from cryobench.workers.files import write_whole
 from cryobench.workers.metrics import Matrix
-
-_COLOURS = colormaps["tab10"]
 
 
 def save_samples(path: Path, samples: list[Sample], classes: tuple[str, ...], title: str) -> None:
@@ -24,12 +22,12 @@ def save_samples(path: Path, samples: list[Sample], classes: tuple[str, ...], ti
     figure.suptitle(title, fontsize=9)
     axes = figure.subplots(len(samples), 3, squeeze=False)
     for row, sample in zip(axes, samples, strict=True):
-        views = (false_colour(sample.image), _labels(sample.truth), _labels(sample.prediction))
+        views = (false_colour(sample.image, sample.bands), _labels(sample.truth), _labels(sample.prediction))
         for axis, view, name in zip(row, views, (f"tile {sample.tile}", "truth", "prediction"), strict=True):
             axis.imshow(view, cmap="gray", interpolation="nearest")
             axis.set_title(name, fontsize=8)
             axis.set_axis_off()
-    handles = [Patch(color=_COLOURS(i), label=name) for i, name in enumerate(classes)]
+    handles = [Patch(color=COLOURS(i), label=name) for i, name in enumerate(classes)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(classes)), fontsize=8)
     write_whole(path, lambda temporary: figure.savefig(temporary, dpi=100, format="png"))
 
@@ -52,18 +50,7 @@ def save_confusion(path: Path, matrix: Matrix, classes: tuple[str, ...], title: 
     write_whole(path, lambda temporary: figure.savefig(temporary, dpi=100, format="png"))
 
 
-def false_colour(image: NDArray[np.generic]) -> NDArray[np.float64]:
-    """(C, H, W) raw values to (H, W, 3) or (H, W) in [0, 1], stretched between the 2nd and 98th percentile."""
-    # Files name blue first (B2 B3 B4 …) or are RGB with three channels; either way three bands make a picture.
-    chosen = image[:3] if len(image) == 3 else image[2::-1] if len(image) > 3 else image[:1]
-    values = chosen.astype(np.float64)
-    low, high = np.percentile(values, [2, 98], axis=(1, 2), keepdims=True)
-    stretched = np.clip((values - low) / np.maximum(high - low, 1e-12), 0, 1)
-    view: NDArray[np.float64] = stretched.transpose(1, 2, 0) if len(stretched) == 3 else stretched[0]
-    return view
-
-
 def _labels(mask: NDArray[np.uint8]) -> NDArray[np.float64]:
-    coloured: NDArray[np.float64] = _COLOURS(mask.astype(int) % _COLOURS.N)[..., :3]
+    coloured: NDArray[np.float64] = COLOURS(mask.astype(int) % COLOURS.N)[..., :3]
     coloured[mask == IGNORE] = 1.0
     return coloured

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from cryobench.conf.schema import Strict
+from cryobench.conf.strict import Strict
 
 
 class Metrics(Strict):

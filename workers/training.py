@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cryobench.conf.schema import IGNORE, ProtocolSpec
+from cryobench.conf.schema import ProtocolSpec
 from cryobench.conf.streams import stream_seed
+from cryobench.conf.terms import IGNORE
 from cryobench.conf.trial import TrialSpec
 from cryobench.datasets.batches import BatchLoader
 from cryobench.workers.data import TrialData

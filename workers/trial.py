@@ -19,6 +19,7 @@ import torch
 from cryobench.conf.errors import CryobenchError, InterruptedTrialError, OutOfMemoryError
 from cryobench.conf.schema import ResourceSpec
 from cryobench.conf.trial import TrialSpec
+from cryobench.datasets.location import below
 from cryobench.workers.checkpoint import Checkpoints, TrainingState, weights_digest
 from cryobench.workers.cost import multiply_adds
 from cryobench.workers.data import TrialData, open_data
@@ -45,7 +46,7 @@ class Place:
     """
 
     storage: Path
-    data_dir: Path
+    data_dir: Path | str
     cache_dir: Path
     weights_dir: Path | None = None
     resources: ResourceSpec = field(default_factory=ResourceSpec)
@@ -145,7 +146,7 @@ class _Trial:
         torch.set_num_threads(spec.protocol.cpu_threads)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        data = open_data(spec, place.data_dir / f"{spec.dataset.name}.zarr", place.cache_dir, place.resources)
+        data = open_data(spec, below(place.data_dir, f"{spec.dataset.name}.zarr"), place.cache_dir, place.resources)
         model = build_model(spec, len(data.info.classes), place.weights_dir).to(self.device)
         data.preprocess.to(self.device)
         state, diverged = self._train(model, data)

@@ -36,7 +36,7 @@ def lake_scene(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], 
     cast = np.maximum(cast, _cast_shadow(rng, size))
     colour = colour * (1 - cast) + colour * _SHADOW[:, None, None] * cast
 
-    lakes = _lakes(rng, height, slope, size)
+    lakes = lake_mask(rng, height, slope, size)
     flour = np.clip(0.5 + 0.4 * smooth(rng, size, size / 2) + rng.uniform(-0.4, 0.4), 0, 1)
     water = _DEEP[:, None, None] * (1 - flour) + _MILKY[:, None, None] * flour
     colour = np.where(lakes, water * (1 + 0.02 * smooth(rng, size, 4)), colour)
@@ -46,7 +46,7 @@ def lake_scene(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], 
     return np.clip(blurred + noise, 0, 255).astype(np.uint8), lakes.astype(np.uint8)
 
 
-def _lakes(
+def lake_mask(
     rng: np.random.Generator, height: NDArray[np.float64], slope: NDArray[np.float64], size: int
 ) -> NDArray[np.bool_]:
     """Flat bottoms of hollows, larger than a speck; a scene in eight has none."""

@@ -1,20 +1,19 @@
-"""data prepare, info, verify, synth, list."""
+"""data list, info, verify, show; what makes stores is in `prepare`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
 from cryobench.orchestrator.commands.options import ConfigDir, DataDir, Json
+from cryobench.orchestrator.commands.prepare import Name, Threads, register
 from cryobench.orchestrator.commands.shown import bar, console, print_json
 
 app = typer.Typer(help="Tile stores.", no_args_is_help=True)
-
-Name = Annotated[str, typer.Argument(help="A data set; cryobench data list shows them.")]
-Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads that read and compress.")]
+register(app)
 
 
 @app.command("list")
@@ -51,57 +50,6 @@ def list_(data_dir: DataDir = None, config_dir: ConfigDir = None, json: Json = F
 
 
 @app.command()
-def prepare(
-    name: Name,
-    source: Annotated[Path, typer.Option("--source", help="Folder with the raw files.")],
-    data_dir: DataDir = None,
-    config_dir: ConfigDir = None,
-    threads: Threads = 2,
-    force: Annotated[bool, typer.Option("--force", help="Replace a store of other files.")] = False,
-) -> None:
-    """Convert raw files into a tile store; continues where it was interrupted."""
-    from cryobench.conf.compose import load_dataset
-    from cryobench.datasets.convert import convert
-    from cryobench.orchestrator.places import places
-
-    where = places(data_dir=data_dir, config_dir=config_dir)
-    spec = load_dataset(name, where.config_dir)
-    with bar(f"Converting {name}") as progress:
-        made = convert(spec, source, where.store(name), threads=threads, force=force, progress=progress)
-    tiles = ", ".join(f"{found.tiles} {split}" for split, found in made.splits.items())
-    console.print(f"{where.store(name)}: {tiles} tiles, digest {made.digest[:16]}", highlight=False, soft_wrap=True)
-
-
-@app.command()
-def synth(
-    name: Name,
-    data_dir: DataDir = None,
-    config_dir: ConfigDir = None,
-    tiles: Annotated[tuple[int, int, int], typer.Option("--tiles", help="Scenes in train, val and test.")] = (24, 8, 8),
-    size: Annotated[int, typer.Option("--size", help="Side of a scene in pixels.")] = 128,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 234,
-) -> None:
-    """Generate a data set in its published layout and prepare it; marked as generated in every result."""
-    from cryobench.conf.compose import load_dataset
-    from cryobench.conf.errors import DataError
-    from cryobench.datasets.convert import convert
-    from cryobench.datasets.store import read_info
-    from cryobench.datasets.synth.generate import generate
-    from cryobench.orchestrator.places import places
-
-    where = places(data_dir=data_dir, config_dir=config_dir)
-    spec = load_dataset(name, where.config_dir)
-    store = where.store(name)
-    if store.exists() and not read_info(store).origin.startswith("generated"):
-        raise DataError(f"{store} holds real data; generated scenes would replace them. Choose another --data-dir.")
-    with bar(f"Generating {name}") as progress:
-        generate(name, where.raw(name), tiles=tiles, size=size, seed=seed, progress=progress)
-    with bar(f"Converting {name}") as progress:
-        made = convert(spec, where.raw(name), store, force=True, progress=progress)
-    console.print(f"{store}: {sum(tiles)} generated tiles, digest {made.digest[:16]}", highlight=False, soft_wrap=True)
-
-
-@app.command()
 def info(name: Name, data_dir: DataDir = None, config_dir: ConfigDir = None, json: Json = False) -> None:
     """Show what a tile store holds."""
     from cryobench.conf.compose import load_dataset
@@ -116,7 +64,8 @@ def info(name: Name, data_dir: DataDir = None, config_dir: ConfigDir = None, jso
         return
     console.print(f"[bold]{found.dataset.title}[/] · {where.store(name)}", highlight=False, soft_wrap=True)
     gsd = f"{found.dataset.gsd:g} m" if found.dataset.gsd else "unknown ground sampling distance"
-    console.print(f"{found.dataset.sensor}, {gsd}; origin: {found.origin}", highlight=False)
+    edition = f", edition {found.edition}" if found.edition else ""
+    console.print(f"{found.dataset.sensor}, {gsd}; origin: {found.origin}{edition}", highlight=False)
     console.print(f"digest {found.digest}, format {found.format}, {found.written_by}", highlight=False)
     splits = Table("split", "tiles", "size", *found.classes, "unlabelled", title="Pixels (%)", title_justify="left")
     for split, part in found.splits.items():
@@ -124,16 +73,43 @@ def info(name: Name, data_dir: DataDir = None, config_dir: ConfigDir = None, jso
         shares = [f"{100 * count / total:.2f}" for count in part.class_pixels]
         splits.add_row(split, str(part.tiles), f"{part.width} x {part.height}", *shares)
     console.print(splits)
-    bands = Table("band", "group", "dtype", "mean", "std", "min", "max", "published mean", "published std")
+    bands = Table(
+        "band", "group", "dtype", "mean", "std", "min", "p1", "median", "p99", "max", "no data %", "published"
+    )
     bands.title, bands.title_justify = "Training split", "left"
     for group, channels in found.groups.items():
+        stats = channels.statistics
+        ranks = stats.percentiles
         for i, band in enumerate(channels.bands):
-            stats = channels.statistics
-            values = [f"{v[i]:.6g}" for v in (stats.mean, stats.std, stats.min, stats.max)]
+            columns = (stats.mean, stats.std, stats.min, ranks[1], ranks[50], ranks[99], stats.max)
+            values = [f"{column[i]:.5g}" for column in columns] + [f"{100 * stats.missing[i]:.2f}"]
             if channels.published:
-                values += [f"{channels.published.mean[i]:g}", f"{channels.published.std[i]:g}"]
+                mean, std = channels.published.mean[i], channels.published.std[i]
+                values.append("" if mean is None else f"{mean:g} ± {std:g}")
             bands.add_row(band, group, channels.dtype.lstrip("<|"), *values)
     console.print(bands)
+
+
+@app.command()
+def show(
+    name: Name,
+    split: Annotated[Literal["train", "val", "test"], typer.Option("--split")] = "train",
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=100, help="Tiles on the sheet.")] = 12,
+    out: Annotated[Path | None, typer.Option("--out", help="The PNG.", show_default="NAME-SPLIT.png")] = None,
+    data_dir: DataDir = None,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Write a contact sheet: tiles in false colour with the outlines of their labels."""
+    from cryobench.conf.compose import load_dataset
+    from cryobench.datasets.show import contact_sheet
+    from cryobench.datasets.store import TileStore
+    from cryobench.orchestrator.places import places
+
+    where = places(data_dir=data_dir, config_dir=config_dir)
+    load_dataset(name, where.config_dir)
+    path = (out or Path(f"{name}-{split}.png")).resolve()
+    shown = contact_sheet(TileStore(where.store(name)), split, count, path)
+    console.print(f"{path}: {len(shown)} tiles of {split}", highlight=False, soft_wrap=True)
 
 
 @app.command()

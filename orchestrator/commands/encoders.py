@@ -12,7 +12,9 @@ from cryobench.orchestrator.commands.options import CacheDir, ConfigDir, Json, W
 from cryobench.orchestrator.commands.shown import console, print_json
 
 if TYPE_CHECKING:
-    from cryobench.conf.schema import DatasetSpec, EncoderSpec, Variant
+    from cryobench.conf.data import DatasetSpec
+    from cryobench.conf.schema import EncoderSpec
+    from cryobench.conf.terms import Variant
 
 app = typer.Typer(help="Encoders.", no_args_is_help=True)
 

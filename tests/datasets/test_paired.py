@@ -7,8 +7,8 @@ import rasterio
 from numpy.typing import NDArray
 
 from cryobench.conf.compose import load_dataset
+from cryobench.conf.data import ChannelSpec, DatasetSpec, LayoutSpec
 from cryobench.conf.errors import DataError, MissingDataError, NotBuiltError
-from cryobench.conf.schema import ChannelSpec, DatasetSpec, LayoutSpec
 from cryobench.datasets.paired import read, scan
 from cryobench.datasets.tiles import TileFiles, reader_for
 
@@ -143,5 +143,5 @@ def test_missing_files_are_explained(raw_glid: Path, tmp_path: Path) -> None:
 
 
 def test_a_reader_of_a_later_release_refuses() -> None:
-    with pytest.raises(NotBuiltError, match="Data set 'sicd' needs the reader 'scenes', which is not part"):
-        reader_for(load_dataset("sicd"))
+    with pytest.raises(NotBuiltError, match="Data set 'mine' needs the reader 'cubes', which is not part"):
+        reader_for(SPEC.model_copy(update={"reader": "cubes"}))

@@ -208,7 +208,7 @@ def test_what_is_no_store_is_explained(glid_store: TileStore, tmp_path: Path) ->
     attributes = json.loads((store.path / "zarr.json").read_text())
     attributes["attributes"]["cryobench"]["format"] = 99
     (store.path / "zarr.json").write_text(json.dumps(attributes))
-    with pytest.raises(CorruptDataError, match="has store format 99, this release reads 1"):
+    with pytest.raises(CorruptDataError, match="has store format 99, this release reads 2"):
         read_info(store.path)
 
 

@@ -9,7 +9,7 @@ from cryobench.conf.compose import load_dataset, load_sweep
 from cryobench.conf.errors import DataError, UnknownNameError
 from cryobench.datasets.convert import convert
 from cryobench.datasets.store import TileStore
-from cryobench.datasets.synth.generate import generate
+from cryobench.datasets.synth.generate import fitted, generate
 from cryobench.orchestrator.places import Places
 from cryobench.orchestrator.plan import make_plan
 from cryobench.workers.metrics import metrics
@@ -35,7 +35,7 @@ def test_real_files_are_never_replaced(tmp_path: Path) -> None:
 
 
 def test_unknown_names_and_sizes_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match="Known: caffe, glid"):
+    with pytest.raises(UnknownNameError, match="Known: caffe, gld, glid, gsdd, sicd"):
         generate("gild", tmp_path / "x")
     with pytest.raises(DataError, match="at least 32"):
         generate("glid", tmp_path / "x", size=8)
@@ -68,7 +68,7 @@ def test_a_small_unet_does_clearly_better_than_a_threshold(
     tmp_path: Path, name: str, epochs: int, margin: float
 ) -> None:
     generate(name, tmp_path / "raw", tiles=(24, 4, 8), size=128)
-    convert(load_dataset(name), tmp_path / "raw", tmp_path / f"{name}.zarr")
+    convert(fitted(load_dataset(name), 128), tmp_path / "raw", tmp_path / f"{name}.zarr")
     where = Places(tmp_path / "storage", tmp_path, tmp_path / "cache", tmp_path / "weights")
     overrides = ["encoder=unet_small", f"dataset={name}", "regime=finetune", "lr=3e-3", "lr_search=null"]
     (trial,) = make_plan(load_sweep([*overrides, f"protocol.epochs={epochs}", "protocol.eval_every=4"]), where).trials

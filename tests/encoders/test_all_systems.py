@@ -8,7 +8,8 @@ import torch
 from cryobench.conf.compose import load_datasets, load_encoder, load_encoders
 from cryobench.conf.errors import ConfigError
 from cryobench.conf.feeding import choose_variant, feed
-from cryobench.conf.schema import EncoderSpec, Variant
+from cryobench.conf.schema import EncoderSpec
+from cryobench.conf.terms import Variant
 from cryobench.encoders.base import Encoder
 from cryobench.encoders.registry import family_class
 from cryobench.workers.decoders.unet import UNetDecoder

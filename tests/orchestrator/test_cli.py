@@ -67,9 +67,12 @@ def test_an_error_is_one_message_without_a_traceback(tmp_path: Path) -> None:
     [
         (("data", "info", "gild"), "Unknown dataset 'gild'"),
         (("data", "info", "glid"), "No tile store"),
-        (("data", "prepare", "glid", "--source", "nowhere"), "No folder nowhere to read 'glid' from"),
-        (("data", "prepare", "sicd", "--source", "."), "needs the reader 'scenes', which is not part of this release"),
-        (("data", "synth", "debris"), "Unknown generated data set 'debris'. Known: caffe, glid"),
+        (
+            ("data", "prepare", "glid", "--source", "nowhere"),
+            "nowhere does not exist. Expected the unpacked folder of 'glid'",
+        ),
+        (("data", "prepare", "sicd", "--source", "."), "holds no edition of 'sicd' that is known. geotiff: "),
+        (("data", "synth", "debris"), "Unknown generated data set 'debris'. Known: caffe, gld, glid, gsdd, sicd"),
         (("resume", "demo"), "Unknown sweep on this storage 'demo'"),
         (("leaderboard",), "No leaderboard at"),
         (("ui",), "No MLflow database under"),
@@ -80,7 +83,9 @@ def test_an_error_is_one_message_without_a_traceback(tmp_path: Path) -> None:
         (("encoders", "check", "--golden", "nowhere"), "--golden nowhere is not a folder"),
         (("plan", "--config-dir", "nowhere"), "is not a folder"),
         (("plan", "--storage", "ftp://host/x"), "Expected a local folder or a URL such as s3://bucket/folder"),
-        (("plan", "--data-dir", "s3://bucket/x"), "only --storage may be a URL"),
+        (("plan", "--data-dir", "ftp://host/x"), "Expected a local folder or a URL such as s3://bucket/folder"),
+        (("data", "synth", "glid", "--data-dir", "s3://b/x"), "data sets are prepared in a local folder"),
+        (("plan", "--cache-dir", "s3://bucket/x"), "only --storage and --data-dir may be URLs"),
     ],
 )
 def test_wrong_requests_are_explained(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -181,14 +186,14 @@ def test_durations_for_people(seconds: float, told: str) -> None:
 def test_explain_says_in_words_what_is_fed(tmp_path: Path) -> None:
     told = cryobench("encoders", "explain", "dofa", "gld", cwd=tmp_path).stdout
     assert "optical B2: B2\n" in told
-    assert "optical B8A: ancillary_1, which the reference feeds under this name\n" in told
+    assert "optical B8A: thermal, which the reference feeds under this name\n" in told
     assert "dropped: coherence" in told
     told = cryobench("encoders", "explain", "gfm_swin", "caffe", cwd=tmp_path).stdout
     assert "optical B3: VV again, radar standing in for colour" in told
     told = cryobench("encoders", "explain", "s12_moco", "glid", cwd=tmp_path).stdout
     assert "optical B1: zero after normalisation; the data set has no such band" in told
     lines = json.loads(cryobench("encoders", "explain", "dofa", "gld", "--view", "actual", "--json").stdout)["lines"]
-    assert "dropped: ancillary_1 ancillary_2 ancillary_3 ancillary_4 coherence" in lines
+    assert "dropped: thermal slope elevation unknown coherence" in lines
     assert "Known: actual, reference" in cryobench("encoders", "explain", "dofa", "gld", "--view", "x", expect=2).stderr
 
 

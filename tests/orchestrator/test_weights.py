@@ -12,7 +12,8 @@ from cryobench.conf.compose import load_encoder, load_encoders
 from cryobench.conf.errors import BadCheckpointError, FetchError, MissingWeightsError
 from cryobench.conf.schema import WeightsSpec
 from cryobench.orchestrator import fetch
-from cryobench.orchestrator.weights import RECORD, WeightsFolder, catalogue
+from cryobench.orchestrator.records import RECORD
+from cryobench.orchestrator.weights import WeightsFolder, catalogue
 
 CONTENT = bytes(range(256)) * 4000
 
