@@ -3,7 +3,10 @@
 The reference reads a whole GeoTIFF or PNG through rasterio for every sample, makes it float32, crops and normalises it,
 in a PyTorch DataLoader with two processes. Zarr directly: the tile's chunk is decoded for every sample. Ours: crops cut
 by threads from the node cache, raw integers, as they are handed to the device; and the same with the normalisation that
-follows on the device done here, on the CPU. The bare copy moves the bytes of the same batches in memory.
+follows on the device done here, on the CPU. The bare copy moves the bytes of the same batches in memory, from batches
+that were cut before. Warm: the files are in the page cache; cold: they were just dropped from it, one epoch each.
+
+First use: decoding the store into the node cache, against decompressing its chunks in as many threads and no more.
 
 Usage: python benchmarks/loader.py [--tiles 48] [--seconds 4] [--json]
 """
@@ -12,17 +15,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
 import torch
+from numcodecs.zstd import Zstd
 from rasterio.errors import NotGeoreferencedWarning
 from torch.utils.data import DataLoader, Dataset
 
@@ -97,6 +103,65 @@ def crops_a_second(batches: Callable[[], Iterable[int]], seconds: float) -> floa
     return count / (time.perf_counter() - began)
 
 
+def drop_from_page_cache(folder: Path) -> None:
+    """Write all files below ``folder`` out and let the kernel forget them."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def cold_crops_a_second(batches: Callable[[], Iterable[int]], folder: Path) -> float:
+    """Crops a second of one epoch whose files are not in the page cache; the median of three."""
+    rates = []
+    for _ in range(3):
+        drop_from_page_cache(folder)
+        began = time.perf_counter()
+        count = sum(batches())
+        rates.append(count / (time.perf_counter() - began))
+    return sorted(rates)[1]
+
+
+def decode_ratio(store: TileStore, folder: Path) -> float:
+    """Speed of decoding into the node cache, as a share of bare decompression into the same kind of memory."""
+    chunks = [
+        (split, name, i)
+        for split, info in store.info.splits.items()
+        for name in store.arrays
+        for i in range(info.tiles)
+    ]
+
+    def bare(chunk: tuple[Any, str, int]) -> None:
+        split, name, index = chunk
+        shape = store.shape(split, name)
+        packed = (Path(store.path) / split / name / "c" / str(index) / "/".join("0" * len(shape))).read_bytes()
+        out = targets[split, name][index]
+        Zstd().decode(packed, out=out.reshape(-1).view(np.uint8))
+
+    ratios = []
+    for attempt in range(5):
+        began = time.perf_counter()
+        open_tiles(store, folder / f"decode{attempt}", 10**11)
+        ours = time.perf_counter() - began
+        targets = {}
+        for split, info in store.info.splits.items():
+            for name in store.arrays:
+                path = folder / f"bare{attempt}-{split}-{name}.npy"
+                shape = (info.tiles, *store.shape(split, name))
+                targets[split, name] = np.lib.format.open_memmap(path, "w+", store.dtype(name), shape)
+                with path.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        began = time.perf_counter()
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(bare, chunks))
+        for target in targets.values():
+            target.flush()
+        ratios.append((time.perf_counter() - began) / ours)
+        targets.clear()
+    return sorted(ratios)[2]
+
+
 def measure(name: str, tiles: int, seconds: float) -> dict[str, float]:
     """Crops a second of every way for one kind of tile."""
     folder = Path(tempfile.mkdtemp(prefix="cryobench-bench-"))
@@ -125,7 +190,7 @@ def measure(name: str, tiles: int, seconds: float) -> dict[str, float]:
 
         def threads(source: Any, epochs: EpochSampler, prepare: bool) -> Callable[[], Iterable[int]]:
             def run() -> Iterable[int]:
-                with BatchLoader(source, groups, threads=2, ahead=4, pin=False) as loader:
+                with BatchLoader(source, groups, threads=2, ahead=8, pin=False) as loader:
                     for batch in loader.load(epochs.epoch(1)):
                         if prepare:
                             preprocess(batch.groups)
@@ -135,12 +200,14 @@ def measure(name: str, tiles: int, seconds: float) -> dict[str, float]:
             return run
 
         with BatchLoader(cached, groups, threads=1, ahead=1, pin=False) as loader:
-            held = next(iter(loader.load(sampler.epoch(1))))
-        arrays = [t.numpy() for t in (*held.groups.values(), held.mask)]
-        targets = [np.empty_like(a) for a in arrays]
+            held = [
+                [t.numpy().copy() for t in (*batch.groups.values(), batch.mask)]
+                for batch in loader.load(sampler.epoch(1))
+            ]
+        targets = [np.empty_like(a) for a in held[0]]
 
         def copy() -> Iterable[int]:
-            for _ in range(len(sampler)):
+            for arrays in held:
                 for target, array in zip(targets, arrays, strict=True):
                     np.copyto(target, array)
                 yield BATCH
@@ -152,7 +219,11 @@ def measure(name: str, tiles: int, seconds: float) -> dict[str, float]:
             "ours": crops_a_second(threads(cached, sampler, False), seconds),
             "ours_normalised_on_cpu": crops_a_second(threads(cached, sampler, True), seconds),
             "memory_copy": crops_a_second(copy, seconds),
+            "reference_cold": cold_crops_a_second(reference, folder / "raw"),
+            "zarr_cold": cold_crops_a_second(threads(StoredTiles(store, "train"), once, False), Path(store.path)),
+            "ours_cold": cold_crops_a_second(threads(cached, once, False), folder / "cache"),
             "decode_tiles_a_second": decode,
+            "decode_to_bare_decompression": decode_ratio(store, folder),
         }
     finally:
         shutil.rmtree(folder)
@@ -170,6 +241,8 @@ def main() -> None:
     result = {
         "ratio_to_reference": {name: f["ours"] / f["reference"] for name, f in found.items()},
         "ratio_to_memory_copy": {name: f["ours"] / f["memory_copy"] for name, f in found.items()},
+        "ratio_to_reference_cold": {name: f["ours_cold"] / f["reference_cold"] for name, f in found.items()},
+        "decode_to_bare_decompression": {name: f["decode_to_bare_decompression"] for name, f in found.items()},
         "crops_a_second": found,
     }
     if options.json:
@@ -178,9 +251,10 @@ def main() -> None:
     for name, values in found.items():
         print(f"{name}-like tiles, {SIDE} px, crops of {CROP} px a second:")
         for way, rate in values.items():
-            print(f"  {way:24} {rate:12,.0f}")
-        print(f"  ours to reference        {result['ratio_to_reference'][name]:12.1f}")
-        print(f"  ours to a memory copy    {result['ratio_to_memory_copy'][name]:12.2f}")
+            print(f"  {way:30} {rate:12,.2f}" if rate < 10 else f"  {way:30} {rate:12,.0f}")
+        print(f"  ours to reference              {result['ratio_to_reference'][name]:12.1f}")
+        print(f"  ours to reference, cold        {result['ratio_to_reference_cold'][name]:12.1f}")
+        print(f"  ours to a memory copy          {result['ratio_to_memory_copy'][name]:12.2f}")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,12 @@ class CorruptDataError(DataError):
     kind = "corrupt_data"
 
 
+class HungReadError(DataError):
+    """A read that does not come back."""
+
+    kind = "hung_read"
+
+
 class MissingWeightsError(CryobenchError):
     """A published checkpoint that is not there."""
 
@@ -114,7 +120,9 @@ class InterruptedTrialError(CryobenchError):
 
 
 #: Failures that say nothing about the trial itself: running the sweep again tries them again.
-RETRIED_KINDS = frozenset({"crashed", "disk_full", "interrupted", "missing_data", "missing_weights", "storage"})
+RETRIED_KINDS = frozenset(
+    {"crashed", "disk_full", "hung_read", "interrupted", "missing_data", "missing_weights", "storage"}
+)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

@@ -120,7 +120,7 @@ class ResourceSpec(Strict):
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
     crash_retries: Annotated[int, Field(ge=0)] = 3
     loader_threads: Annotated[int, Field(ge=1)] = 2
-    prefetch_batches: Annotated[int, Field(ge=1)] = 4
+    prefetch_batches: Annotated[int, Field(ge=1)] = 8
     cache_limit_gb: Annotated[float, Field(gt=0)] = 200.0
 
 

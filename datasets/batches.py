@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,11 @@ from torch import Tensor
 
 from cryobench.conf.errors import ConfigError
 from cryobench.conf.streams import stream
+from cryobench.datasets.ahead import read_ahead
 from cryobench.datasets.cache import TileSource
+
+#: Bytes worth handing to a thread; of smaller batches several are cut at a time.
+_WORTH_A_TASK = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -89,42 +94,92 @@ class EpochSampler:
 
 
 class BatchLoader:
-    """Cuts batches in threads, a few ahead of their use; what they hold does not depend on the threads."""
+    """Cuts batches in threads, ahead of their use; what they hold does not depend on the threads.
 
-    def __init__(self, source: TileSource, groups: Sequence[str], *, threads: int, ahead: int, pin: bool) -> None:
-        self._source, self._groups, self._ahead, self._pin = source, tuple(groups), ahead, pin
+    A batch is valid until the next one is asked for: its memory is used again, because filling fresh pages costs as
+    much as copying the crops. Page-locked memory is left to torch, which knows when a GPU has fetched it.
+
+    Args:
+        source: the tiles.
+        groups: input groups to cut besides the masks.
+        threads: that cut.
+        ahead: batches that are kept ready.
+        pin: cut into page-locked memory, from which a GPU fetches without waiting.
+        stall_s: how long a batch may take before its read counts as hung.
+    """
+
+    def __init__(
+        self,
+        source: TileSource,
+        groups: Sequence[str],
+        *,
+        threads: int,
+        ahead: int,
+        pin: bool,
+        stall_s: float | None = None,
+    ) -> None:
+        self._source, self._names, self._ahead, self._pin = source, (*groups, "mask"), ahead, pin
+        self._stall = stall_s
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="crops")
+        self._used: deque[Batch] = deque()
 
     def __enter__(self) -> BatchLoader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def load(self, plan: Sequence[Sequence[Crop]]) -> Iterator[Batch]:
-        """The batches of ``plan``, in its order."""
-        flying: deque[Future[Batch]] = deque()
-        waiting = iter(plan)
-        for crops in waiting:
-            flying.append(self._pool.submit(self._cut, crops))
-            if len(flying) > self._ahead:
+        """The batches of ``plan``, in its order, each valid until the next.
+
+        Raises:
+            HungReadError: a batch did not come within ``stall_s`` seconds.
+        """
+        some = self._a_task(plan[0]) if plan else 1
+        tasks = [plan[i : i + some] for i in range(0, len(plan), some)]
+        for batches in read_ahead(self._pool, self._cut, tasks, -(-self._ahead // some), self._stall):
+            for batch in batches:
+                yield batch
+                if not self._pin:
+                    self._used.append(batch)
+
+    def _a_task(self, crops: Sequence[Crop]) -> int:
+        """Batches that a thread cuts at a time."""
+        lead = {name: int(np.prod(self._source.shape(name)[:-2])) for name in self._names}
+        pixel = sum(lead[name] * self._source.dtype(name).itemsize for name in self._names)
+        size = len(crops) * crops[0].height * crops[0].width * pixel
+        return max(1, min(self._ahead, _WORTH_A_TASK // size))
+
+    def _cut(self, plan: Sequence[Sequence[Crop]]) -> list[Batch]:
+        return [self._batch(crops) for crops in plan]
+
+    def _batch(self, crops: Sequence[Crop]) -> Batch:
+        batch = self._empty(crops)
+        for name in self._names:
+            out = (batch.mask if name == "mask" else batch.groups[name]).numpy()
+            crop = self._source.crop
+            for i, c in enumerate(crops):
+                out[i] = crop(name, c.tile, c.top, c.left, c.height, c.width)
+        return batch
+
+    def _empty(self, crops: Sequence[Crop]) -> Batch:
+        """Memory for a batch, used before if there is some of that size."""
+        size = (len(crops), crops[0].height, crops[0].width)
+        while self._used:
+            try:
+                batch = self._used.popleft()
+            except IndexError:  # another thread was faster
                 break
-        while flying:
-            batch = flying.popleft().result()
-            following = next(waiting, None)
-            if following is not None:
-                flying.append(self._pool.submit(self._cut, following))
-            yield batch
+            if tuple(batch.mask.shape) == size:
+                return batch
+        made = {
+            name: _memory((size[0], *self._source.shape(name)[:-2], *size[1:]), self._source.dtype(name), self._pin)
+            for name in self._names
+        }
+        mask = made.pop("mask")
+        return Batch(groups=made, mask=mask)
 
-    def _cut(self, crops: Sequence[Crop]) -> Batch:
-        cut = {name: self._stack(name, crops) for name in (*self._groups, "mask")}
-        mask = cut.pop("mask")
-        return Batch(groups=cut, mask=mask)
 
-    def _stack(self, name: str, crops: Sequence[Crop]) -> Tensor:
-        lead = self._source.shape(name)[:-2]
-        out = np.empty((len(crops), *lead, crops[0].height, crops[0].width), self._source.dtype(name))
-        for i, c in enumerate(crops):
-            out[i] = self._source.crop(name, c.tile, c.top, c.left, c.height, c.width)
-        tensor = torch.from_numpy(out)
-        return tensor.pin_memory() if self._pin else tensor
+def _memory(shape: tuple[int, ...], dtype: np.dtype[Any], pin: bool) -> Tensor:
+    empty = torch.from_numpy(np.empty(0 if pin else shape, dtype))
+    return torch.empty(shape, dtype=empty.dtype, pin_memory=True) if pin else empty

@@ -49,7 +49,7 @@ class CachedTiles:
 
     def __init__(self, folder: Path, split: Split, names: tuple[str, ...]) -> None:
         self.names = names
-        self._arrays = {name: np.load(folder / f"{split}-{name}.npy", mmap_mode="r") for name in names}
+        self._arrays = {name: np.asarray(np.load(folder / f"{split}-{name}.npy", mmap_mode="r")) for name in names}
 
     def __len__(self) -> int:
         return len(self._arrays["mask"])

@@ -1,8 +1,10 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
 
-from cryobench.conf.errors import ConfigError
+from cryobench.conf.errors import ConfigError, HungReadError
 from cryobench.datasets.batches import BatchLoader, EpochSampler, crop_size
 from cryobench.datasets.cache import StoredTiles
 from cryobench.datasets.store import TileStore
@@ -59,11 +61,39 @@ def test_batches_hold_the_crops_whatever_the_threads(glid_store: TileStore, thre
     source = StoredTiles(glid_store, "train")
     plan = sampler(tiles=np.arange(8), tile_shape=(64, 64)).epoch(1)
     with BatchLoader(source, ("optical",), threads=threads, ahead=2, pin=False) as loader:
-        batches = list(loader.load(plan))
-    assert len(batches) == len(plan)
-    for crops, batch in zip(plan, batches, strict=True):
-        assert batch.groups["optical"].dtype == torch.uint8
-        assert batch.groups["optical"].shape == (4, 3, 32, 32)
-        for i, c in enumerate(crops):
-            expected = glid_store.tile("train", "optical", c.tile)[:, c.top : c.top + 32, c.left : c.left + 32]
-            assert np.array_equal(batch.groups["optical"][i].numpy(), expected)
+        for crops, batch in zip(plan, loader.load(plan), strict=True):
+            assert batch.groups["optical"].dtype == torch.uint8
+            assert batch.groups["optical"].shape == (4, 3, 32, 32)
+            for i, c in enumerate(crops):
+                expected = glid_store.tile("train", "optical", c.tile)[:, c.top : c.top + 32, c.left : c.left + 32]
+                assert np.array_equal(batch.groups["optical"][i].numpy(), expected)
+
+
+class Hanging:
+    """Tiles on a file server that went away."""
+
+    names = ("optical", "mask")
+
+    def __init__(self) -> None:
+        self.back = threading.Event()
+
+    def __len__(self) -> int:
+        return 10
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return (64, 48) if name == "mask" else (3, 64, 48)
+
+    def dtype(self, name: str) -> np.dtype[np.uint8]:
+        return np.dtype(np.uint8)
+
+    def crop(self, name: str, index: int, top: int, left: int, height: int, width: int) -> np.ndarray:
+        self.back.wait(30)
+        return np.zeros((*self.shape(name)[:-2], height, width), np.uint8)
+
+
+def test_a_read_that_hangs_is_noticed() -> None:
+    source = Hanging()
+    with BatchLoader(source, ("optical",), threads=1, ahead=1, pin=False, stall_s=0.2) as loader:
+        with pytest.raises(HungReadError, match=r"did not come back within 0\.2 s.*continues from its last checkpoint"):
+            next(loader.load(sampler().epoch(1)))
+        source.back.set()

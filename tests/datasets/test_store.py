@@ -3,13 +3,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import rasterio
 
 from cryobench.conf.compose import load_dataset
 from cryobench.conf.errors import CorruptDataError, DataError, MissingDataError
 from cryobench.datasets.convert import convert
-from cryobench.datasets.store import TileStore, read_info, staging_path
+from cryobench.datasets.store import TileStore, read_info, staging_path, tile_check, tile_digest
 from cryobench.datasets.synth.generate import generate
 from cryobench.datasets.verify import verify
 
@@ -188,6 +189,57 @@ def test_verify_finds_swapped_tiles(glid_store: TileStore, tmp_path: Path) -> No
     (chunks / "1").rename(chunks / "0")
     (chunks / "spare").rename(chunks / "1")
     assert len(verify(store)) == 2
+
+
+def test_verify_finds_swapped_splits(glid_store: TileStore, tmp_path: Path) -> None:
+    store = damaged(glid_store, tmp_path)
+    path = Path(store.path)
+    (path / "val").rename(path / "spare")
+    (path / "test").rename(path / "val")
+    (path / "spare").rename(path / "test")
+    problems = verify(TileStore(path))
+    assert len(problems) == 2 * (2 + 3)  # every image and mask of both
+    assert "tile 0 of val/optical" in problems[0]
+
+
+def relabelled(store: TileStore, value: int) -> TileStore:
+    """The store with one pixel of a mask changed, and every digest of that mask made to fit."""
+    import pyarrow.parquet as pq
+    from numcodecs.zstd import Zstd
+
+    path = Path(store.path)
+    mask = store.tile("train", "mask", 3).copy()
+    mask[0, 0] = value
+    (path / "train" / "mask" / "c" / "3" / "0" / "0").write_bytes(Zstd(5).encode(mask))
+    table = pq.read_table(path / "index.parquet")
+    rows = table.to_pylist()
+    for row in rows:
+        if (row["split"], row["index"]) == ("train", 3):
+            row["digests"] = [*dict(row["digests"], mask=tile_digest(mask)).items()]
+            row["checks"] = [*dict(row["checks"], mask=tile_check(mask)).items()]
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path / "index.parquet")
+    return TileStore(path)
+
+
+def test_verify_finds_a_wrong_label(glid_store: TileStore, tmp_path: Path) -> None:
+    """Even one whose digests were made to fit: by its value, by the counts, and by the digest of the whole."""
+    store = damaged(glid_store, tmp_path / "a")
+    beyond = verify(relabelled(store, 77))
+    assert "the index does not belong to this store" in beyond[0]
+    assert "tile 3 of train/mask (train/images/0003.tif) holds label values [77], expected 0 to 1 or 255" in beyond[1]
+    store = damaged(glid_store, tmp_path / "b")
+    other = 1 - int(store.tile("train", "mask", 3)[0, 0])
+    assert "pixels a class, the index says" in verify(relabelled(store, other))[1]
+
+
+def test_a_store_is_plain_zarr(glid_store: TileStore) -> None:
+    """What is read chunk by chunk here is what the Zarr library reads."""
+    import zarr
+
+    root = zarr.open_group(str(glid_store.path), mode="r")
+    for split, name in (("train", "optical"), ("test", "mask")):
+        for i in range(glid_store.info.splits[split].tiles):
+            np.testing.assert_array_equal(root[f"{split}/{name}"][i], glid_store.tile(split, name, i))
 
 
 def test_verify_finds_a_foreign_index(glid_store: TileStore, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_an_error_is_one_message_without_a_traceback(tmp_path: Path) -> None:
         (("plan", "--config-dir", "nowhere"), "is not a folder"),
         (("plan", "--storage", "ftp://host/x"), "Expected a local folder or a URL such as s3://bucket/folder"),
         (("plan", "--data-dir", "ftp://host/x"), "Expected a local folder or a URL such as s3://bucket/folder"),
-        (("data", "synth", "glid", "--data-dir", "s3://b/x"), "data sets are prepared in a local folder"),
+        (("data", "synth", "glid", "--data-dir", "s3://b/x?region=eu"), "data sets are prepared in a local folder"),
         (("plan", "--cache-dir", "s3://bucket/x"), "only --storage and --data-dir may be URLs"),
     ],
 )

@@ -262,3 +262,21 @@ def test_a_plan_of_a_finished_sweep_shows_it(undisturbed: Command) -> None:
     arguments = undisturbed.arguments(*SMALL, "--json", name=("plan",))
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(done.stdout)["counts"]["state"] == {"completed": 4}
+
+
+def test_a_corrupt_tile_ends_its_trials_alone(data_dir: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(data_dir / "glid.zarr", tmp_path / "data" / "glid.zarr")
+    shutil.copytree(data_dir / "caffe.zarr", tmp_path / "data" / "caffe.zarr")
+    chunk = tmp_path / "data" / "caffe.zarr" / "train" / "sar" / "c" / "4" / "0" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:-9])
+    overrides = (*SMALL[:2], "datasets=[caffe,glid]", "regimes=[finetune]", "lr_search=null", "protocol.epochs=2")
+    command = Command(tmp_path / "storage", tmp_path / "data", (*overrides, "protocol.bootstrap_samples=100"))
+    told = command.run(expect=1)
+    assert "tile 4 of train/sar (images/train/0004.png) cannot be decoded" in told
+    rows = read_leaderboard(command.storage).to_pylist()
+    assert {(r["dataset"], r["status"], r["failure_kind"]) for r in rows} == {
+        ("caffe", "failed", "corrupt_data"),
+        ("glid", "completed", None),
+    }
