@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cryobench.conf.data import DatasetSpec
 from cryobench.conf.strict import Fraction, Strict
@@ -57,6 +57,9 @@ class VariantSpec(Strict):
 
     bands: dict[Modality, tuple[str, ...] | Literal["dataset"]]
     settings: dict[str, Setting] = Field(default={})
+    reference_settings: dict[str, Setting] = Field(
+        default={}, description="settings of the reference where it errs; see protocol.reference_errors"
+    )
     weights: WeightsSpec | None = None
 
 
@@ -76,16 +79,49 @@ class EncoderSpec(Strict):
 # --- regime, protocol, resources -------------------------------------------------------------------------
 
 
+class LoraSpec(Strict):
+    """Low-rank adapters (Hu et al. 2021) on the linear layers of attention and MLP: their rank and scale."""
+
+    rank: Annotated[int, Field(ge=1)] = 8
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+
+
 class RegimeSpec(Strict):
-    """Which parameters train, and on how much of the training split. Baselines always train fully."""
+    """Which parameters train, and on how much of the training split. Baselines always train fully.
+
+    ``decoder``: ``own`` is the encoder's (UPerNet, or U-Net's), ``linear`` one linear layer on the last feature map.
+    ``layer_decay`` lowers the learning rate by this factor a block from the decoder down. ``lora`` trains adapters in
+    an encoder that is frozen otherwise.
+    """
 
     name: str
     train_encoder: bool
     label_fraction: Fraction = 1.0
+    decoder: Literal["own", "linear"] = "own"
+    layer_decay: Fraction | None = None
+    lora: LoraSpec | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RegimeSpec:
+        if self.lora and self.train_encoder:
+            raise ValueError("lora adapts a frozen encoder: set train_encoder: false")
+        if self.layer_decay and not self.train_encoder:
+            raise ValueError("layer_decay needs an encoder that trains: set train_encoder: true")
+        return self
+
+
+#: What the reference does otherwise where results would differ; docs/protocol.md explains each.
+ReferenceBehaviour = Literal[
+    "frozen_in_train_mode", "float32_confusion", "swapped_precision_and_recall", "encoder_settings"
+]
 
 
 class ProtocolSpec(Strict):
-    """Every value of training and evaluation that can change a result (BENCHMARK.md's are the defaults)."""
+    """Every value of training and evaluation that can change a result (BENCHMARK.md's are the defaults).
+
+    ``precision``: ``fp32`` as published (convolutions may use TF32, as torch does by default), ``tf32`` for matrix
+    products too, ``bf16`` by autocast. ``deterministic`` asks torch for algorithms that always round alike on a GPU.
+    """
 
     epochs: Annotated[int, Field(ge=1)] = 80
     batch_size: Annotated[int, Field(ge=2)] = 8
@@ -100,6 +136,11 @@ class ProtocolSpec(Strict):
     decoder_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     few_shot_bins: Annotated[int, Field(ge=1)] = 3
     bootstrap_samples: Annotated[int, Field(ge=100)] = 1000
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    deterministic: bool = False
+    reference_errors: tuple[ReferenceBehaviour, ...] = ()
     cpu_threads: Annotated[int, Field(ge=1)] = Field(
         default=1, description="threads of a trial on the CPU; part of the identity because sums round with it"
     )
@@ -121,6 +162,8 @@ class ResourceSpec(Strict):
     crash_retries: Annotated[int, Field(ge=0)] = 3
     loader_threads: Annotated[int, Field(ge=1)] = 2
     prefetch_batches: Annotated[int, Field(ge=1)] = 8
+    checkpoint_every_s: Annotated[float, Field(gt=0)] = 600.0
+    stall_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     cache_limit_gb: Annotated[float, Field(gt=0)] = 200.0
 
 

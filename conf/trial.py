@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from cryobench.conf.schema import CheckpointLayout, ProtocolSpec, RegimeSpec
+from cryobench.conf.schema import CheckpointLayout, LoraSpec, ProtocolSpec, RegimeSpec
 from cryobench.conf.strict import Strict
 from cryobench.conf.terms import Group, Modality, Setting
 
@@ -87,6 +87,9 @@ class TrialRegime(Strict):
     name: Annotated[str, Label]
     train_encoder: bool
     label_fraction: float
+    decoder: Literal["own", "linear"] = "own"
+    layer_decay: float | None = None
+    lora: LoraSpec | None = None
 
     @classmethod
     def of(cls, regime: RegimeSpec) -> TrialRegime:
@@ -113,6 +116,11 @@ class TrialSpec(Strict):
     def label(self) -> str:
         """A short description for people."""
         return f"{self.encoder.name} · {self.dataset.name} · {self.regime.name} · lr {self.lr:g} · seed {self.seed}"
+
+    @property
+    def decoder(self) -> Literal["upernet", "unet", "linear"]:
+        """The decoder: the encoder's own, or the regime's."""
+        return "linear" if self.regime.decoder == "linear" else self.encoder.decoder
 
     @property
     def trains_encoder(self) -> bool:

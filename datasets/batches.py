@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from torch import Tensor
 from cryobench.conf.errors import ConfigError
 from cryobench.conf.streams import stream
 from cryobench.datasets.ahead import read_ahead
-from cryobench.datasets.cache import TileSource
+
+if TYPE_CHECKING:
+    from cryobench.datasets.cache import TileSource
 
 #: Bytes worth handing to a thread; of smaller batches several are cut at a time.
 _WORTH_A_TASK = 4 << 20

@@ -1,8 +1,8 @@
 """Vision transformers by timm: one class for every encoder that is a plain ViT.
 
 Settings: ``model`` (a timm model name), ``taps`` (0-based blocks whose output is handed on), ``norm`` (``last``: the
-final LayerNorm on the last tap; ``none``), and any of timm's own sizes (patch_size, embed_dim, depth, num_heads,
-mlp_ratio) for other widths of the same architecture.
+final LayerNorm on the last tap; ``none``), ``qkv_bias`` (true unless it says false), and any of timm's own sizes
+(patch_size, embed_dim, depth, num_heads, mlp_ratio) for other widths of the same architecture.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from cryobench.encoders.base import Encoder, patch_map, required_size, settings_
 from cryobench.encoders.sincos import sincos_1d, sincos_2d
 
 _SIZES = {"patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"}
-_OWN = {"model", "taps", "norm"}
+_NEEDED = {"model", "taps", "norm"}
+_OWN = _NEEDED | {"qkv_bias"}
 
 
 class TimmVit(Encoder):
@@ -41,7 +42,7 @@ class TimmVit(Encoder):
         cls, bands: Mapping[Modality, tuple[str, ...]], input_size: int | None, settings: Mapping[str, Any]
     ) -> TimmVit:
         """See `Encoder.build`."""
-        settings = settings_of(settings, "timm_vit", _SIZES | _OWN, needed=_OWN)
+        settings = settings_of(settings, "timm_vit", _SIZES | _OWN, needed=_NEEDED)
         model, taps = str(settings["model"]), tuple(int(tap) for tap in settings["taps"])
         if not timm.is_model(model):
             close = timm.list_models(f"{model.split('_patch')[0]}*")[:8]
@@ -54,7 +55,7 @@ class TimmVit(Encoder):
             num_classes=0,
             img_size=required_size(input_size, "timm_vit"),
             in_chans=sum(len(names) for names in bands.values()),
-            **{name: settings[name] for name in _SIZES & set(settings)},
+            **{name: settings[name] for name in (_SIZES | {"qkv_bias"}) & set(settings)},
         )
         if not taps or min(taps) < 0 or max(taps) >= len(vit.blocks):
             raise ConfigError(f"taps {list(taps)} are not blocks of {model}, which has 0 to {len(vit.blocks) - 1}.")
@@ -69,8 +70,9 @@ class TimmVit(Encoder):
         return [patch_map(f[:, prefix:], grid) for f in features]
 
     def filter_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Published files name tensors as timm does."""
-        return {f"vit.{name}": tensor for name, tensor in state.items()}
+        """Published files name tensors as timm does; those of biases that were asked away are left out."""
+        dropped = ".attn.qkv.bias" if self.vit.blocks[0].attn.qkv.bias is None else None
+        return {f"vit.{n}": tensor for n, tensor in state.items() if not (dropped and n.endswith(dropped))}
 
 
 class ClipVit(TimmVit):

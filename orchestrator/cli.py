@@ -7,8 +7,8 @@ import sys
 
 import typer
 
-from cryobench.conf.errors import ConfigError, CryobenchError, disk_full
-from cryobench.orchestrator.commands import data, encoders, results, sweeps, trials, weights
+from cryobench.conf.errors import ConfigError, CryobenchError, HungReadError, disk_full
+from cryobench.orchestrator.commands import compare, data, encoders, results, sweeps, trials, weights
 
 app = typer.Typer(
     name="cryobench",
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 sweeps.register(app)
 results.register(app)
+app.command()(compare.compare)
 app.add_typer(trials.app, name="trial")
 app.add_typer(data.app, name="data")
 app.add_typer(encoders.app, name="encoders")
@@ -40,6 +41,9 @@ def main() -> None:
         app()
     except CryobenchError as error:
         _complain(error)
+        if isinstance(error, HungReadError):
+            sys.stdout.flush()
+            os._exit(1)  # the thread that hangs would be waited for
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except OSError as error:
         explained = disk_full(error, error.filename or "a file")

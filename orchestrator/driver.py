@@ -13,6 +13,7 @@ from rich.console import Console
 
 from cryobench.conf.errors import ConfigError
 from cryobench.conf.schema import ResourceSpec
+from cryobench.orchestrator.leaving import leaving_on_sigterm
 from cryobench.orchestrator.places import Places
 from cryobench.orchestrator.plan import Plan, PlannedTrial
 from cryobench.orchestrator.progress import SweepProgress
@@ -103,7 +104,7 @@ def _tune(
     import ray
     from ray import tune
 
-    from cryobench.orchestrator.trainable import run_in_worker
+    from cryobench.orchestrator.trainable import Leave, trainable
     from cryobench.orchestrator.watcher import Watcher
 
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -116,14 +117,11 @@ def _tune(
         if gpus == "auto":
             gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
         _check_fits(ray.cluster_resources(), resources.cpus_per_trial, gpus)
-        place = where.for_trials(resources)
+        place, leave = where.for_trials(resources), ray.remote(num_cpus=0)(Leave).remote()
         specs = {t.spec.trial_id: t.spec.model_dump(mode="json") for t in todo}
         with tempfile.TemporaryDirectory(prefix="cryobench-tune-") as scratch:
             tuner = tune.Tuner(
-                tune.with_resources(
-                    tune.with_parameters(run_in_worker, place=place, specs=specs),
-                    {"cpu": resources.cpus_per_trial, "gpu": gpus},
-                ),
+                tune.with_resources(trainable(place, specs, leave), {"cpu": resources.cpus_per_trial, "gpu": gpus}),
                 param_space={"trial": tune.grid_search(list(specs))},
                 tune_config=tune.TuneConfig(
                     reuse_actors=True,
@@ -140,10 +138,11 @@ def _tune(
                 ),
             )
             try:
-                tuner.fit()
+                with leaving_on_sigterm(lambda: leave.say.remote(), progress.running):
+                    tuner.fit()
             except KeyboardInterrupt:
                 return True
-        return len(progress.specs) > sum(progress.counts.values())
+        return len(progress.specs) > sum(n for name, n in progress.counts.items() if name != "interrupted")
     finally:
         if own_cluster:
             ray.shutdown()

@@ -35,6 +35,8 @@ SCHEMA = pa.schema(
         ("status", pa.string()),
         ("failure_kind", pa.string()),
         ("message", pa.string()),
+        ("precision", pa.string()),
+        ("micro_batches", pa.int32()),  # more than one: gradients gathered after a batch did not fit into memory
         ("epochs", pa.int32()),
         ("best_epoch", pa.int32()),
         ("best_val_miou", pa.float64()),
@@ -95,6 +97,7 @@ def leaderboard_row(folder: TrialFolder, sweep: str, run_id: str | None) -> dict
         "status": state.status,
         "failure_kind": state.kind,
         "message": state.message,
+        "precision": spec.protocol.precision,
         "epochs": state.epoch,
         "weights": spec.encoder.weights.provenance,
         "store_digest": spec.dataset.store_digest,
@@ -104,6 +107,7 @@ def leaderboard_row(folder: TrialFolder, sweep: str, run_id: str | None) -> dict
         test, cost, provenance = result.test, result.cost, result.provenance
         row |= {
             "message": result.message,
+            "micro_batches": result.micro_batches,
             "best_epoch": result.best_epoch,
             "best_val_miou": result.best_val_miou,
             "classes": list(result.classes),

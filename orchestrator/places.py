@@ -13,7 +13,7 @@ from cryobench.datasets.location import below, is_url, locate
 
 if TYPE_CHECKING:
     from cryobench.conf.schema import ResourceSpec
-    from cryobench.workers.trial import Place
+    from cryobench.workers.place import Place
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Places:
 
     def for_trials(self, resources: ResourceSpec, device: str = "auto") -> Place:
         """The same for a worker that runs trials."""
-        from cryobench.workers.trial import Place
+        from cryobench.workers.place import Place
 
         return Place(
             self.worker_storage,

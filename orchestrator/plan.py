@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from cryobench.conf.data import DatasetSpec
 from cryobench.conf.errors import ConfigError, CorruptDataError, CryobenchError, MissingDataError, StorageError
 from cryobench.conf.feeding import choose_variant, feed
-from cryobench.conf.schema import EncoderSpec, RegimeSpec, SweepSpec
-from cryobench.conf.terms import Modality, Variant
+from cryobench.conf.schema import EncoderSpec, RegimeSpec, SweepSpec, VariantSpec
+from cryobench.conf.terms import Modality, Setting, Variant
 from cryobench.conf.trial import Feed, TrialDataset, TrialEncoder, TrialRegime, TrialSpec
 from cryobench.datasets.store import StoreInfo, TileStore, read_info
 from cryobench.datasets.subsets import stratified_subset, subset_digest
@@ -176,7 +176,7 @@ class _Surveyor:
                 title=encoder.title,
                 family=encoder.family,
                 variant=variant,
-                settings={**encoder.settings, **chosen.settings},
+                settings=encoder.settings | chosen.settings | self._reference_settings(chosen),
                 input_size=encoder.input_size,
                 decoder=encoder.decoder,
                 baseline=encoder.baseline,
@@ -199,6 +199,10 @@ class _Surveyor:
             state, message = blocks[0]
             return PlannedTrial(spec, state, message, kind=state, provisional=True)
         return planned(spec, self.where.storage)
+
+    def _reference_settings(self, variant: VariantSpec) -> dict[str, Setting]:
+        wanted = "encoder_settings" in self.sweep.protocol.reference_errors
+        return variant.reference_settings if wanted else {}
 
     def _subset(self, dataset: DatasetSpec, fraction: float, seed: int) -> str | None:
         """The digest of a few-shot subset, from the class counts in the store's index."""

@@ -19,6 +19,7 @@ from cryobench.orchestrator.formatting import duration
 class _Running:
     spec: TrialSpec
     epoch: int = 0
+    doing: str = ""
     loss: float | None = None
     val_miou: float | None = None
 
@@ -35,6 +36,7 @@ class SweepProgress:
     counts: dict[str, int] = field(default_factory=lambda: {"completed": 0, "diverged": 0, "failed": 0})
     _running: dict[str, _Running] = field(default_factory=dict)
     _ended: set[str] = field(default_factory=set)
+    _told: set[str] = field(default_factory=set)
     _fresh: int = 0
     _began: float = field(default_factory=time.monotonic)
     _live: Live | None = None
@@ -61,6 +63,27 @@ class SweepProgress:
             running.epoch, running.loss = int(event["epoch"]), event.get("loss")
             running.val_miou = event.get("val_miou", running.val_miou)
             self.epochs_done[trial] = running.epoch
+
+        elif event.get("event") == "decoding":
+            running.doing = (
+                "" if event["decoded"] == event["tiles"] else f"decoding {event['decoded']}/{event['tiles']}"
+            )
+        elif event.get("event") == "note":
+            self._tell_once(str(event["message"]))
+        elif event.get("event") == "out_of_memory":
+            running.epoch = self.epochs_done[trial] = 0
+            self._tell_once(
+                f"{spec.label}: out of memory; begun again, gradients from {event['micro_batches']} parts of a batch"
+            )
+
+    def running(self) -> set[str]:
+        """The trials that run now."""
+        return set(self._running)
+
+    def _tell_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def end(self, trial: str, status: str, message: str | None = None) -> None:
         """A trial ended, as reported by its worker or, if that died too often, by Tune."""
@@ -109,7 +132,7 @@ class SweepProgress:
                 spec.dataset.name,
                 spec.regime.name,
                 f"{spec.lr:g}",
-                f"{running.epoch}/{spec.protocol.epochs}",
+                running.doing or f"{running.epoch}/{spec.protocol.epochs}",
                 "" if running.loss is None else f"{running.loss:.3f}",
                 "" if running.val_miou is None else f"{running.val_miou:.2f}",
             )

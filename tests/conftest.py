@@ -14,7 +14,7 @@ from cryobench.datasets.store import TileStore
 from cryobench.datasets.synth.generate import fitted, generate
 from cryobench.orchestrator.places import Places
 from cryobench.orchestrator.plan import make_plan
-from cryobench.workers.trial import Place
+from cryobench.workers.place import Place
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

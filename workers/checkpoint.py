@@ -19,19 +19,25 @@ from torch import Tensor
 
 from cryobench.conf.digests import file_sha256
 from cryobench.workers.files import write_json, write_whole
+from cryobench.workers.training import Position
 
 _POINTER = "state.json"
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything that training changes, after ``epoch`` whole epochs."""
+    """Everything that training changes, after ``epoch`` whole epochs and, if it paused, part of the next.
+
+    ``position`` is where in that next epoch it stands; ``micro_batches`` how many parts its batches are cut into.
+    """
 
     epoch: int
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     history: list[dict[str, Any]]
     best: dict[str, Any] | None
+    position: Position | None = None
+    micro_batches: int = 1
 
 
 class Checkpoints:
@@ -56,13 +62,21 @@ class Checkpoints:
                 optimizer=_optimizer_state(_part(tensors, "optimizer"), plain["param_groups"]),
                 history=plain["history"],
                 best=plain["best"],
+                position=_position(_part(tensors, "position"), plain["position"]),
+                micro_batches=plain["micro_batches"],
             )
         except (ValueError, KeyError, TypeError, OSError):
             self._pointer = {}
             return None
 
     def best(self) -> dict[str, Tensor]:
-        """Weights of the best validated epoch; raises ValueError if the file is damaged."""
+        """Weights of the best validated epoch.
+
+        Raises:
+            ValueError, KeyError, OSError: there is no such file, or it is damaged.
+        """
+        if not self._pointer:
+            self._pointer = json.loads((self._folder / _POINTER).read_text())
         return _part(self._tensors("best"), "model")
 
     def save(self, state: TrainingState, is_best: bool) -> None:
@@ -71,7 +85,14 @@ class Checkpoints:
         latest = {f"model.{k}": v for k, v in state.model.items()}
         for index, values in state.optimizer["state"].items():
             latest |= {f"optimizer.{index}.{k}": v for k, v in values.items() if isinstance(v, Tensor)}
-        pointer["latest"] = self._write(f"latest-{state.epoch:04d}.safetensors", latest)
+        step = 0
+        if state.position is not None:
+            step = state.position.step
+            latest["position.loss"] = state.position.loss
+            latest["position.cpu_random"] = state.position.cpu_random
+            if state.position.gpu_random is not None:
+                latest["position.gpu_random"] = state.position.gpu_random
+        pointer["latest"] = self._write(f"latest-{state.epoch:04d}-{step:06d}.safetensors", latest)
         if is_best:
             weights = {f"model.{k}": v for k, v in state.model.items()}
             pointer["best"] = self._write(f"best-{state.epoch:04d}.safetensors", weights)
@@ -80,6 +101,8 @@ class Checkpoints:
             "history": state.history,
             "best": state.best,
             "param_groups": state.optimizer["param_groups"],
+            "position": [state.position.epoch, state.position.step] if state.position else None,
+            "micro_batches": state.micro_batches,
         }
         write_json(self._folder / _POINTER, pointer)
         self._pointer = pointer
@@ -88,6 +111,13 @@ class Checkpoints:
             if path.name not in keep:
                 path.unlink()
         for path in self._folder.glob(".*.tmp"):
+            path.unlink()
+
+    def clear(self) -> None:
+        """Begin anew: nothing written before is continued from."""
+        self._pointer = {}
+        (self._folder / _POINTER).unlink(missing_ok=True)
+        for path in self._folder.glob("*.safetensors"):
             path.unlink()
 
     def drop_latest(self) -> None:
@@ -123,6 +153,13 @@ def weights_digest(model: dict[str, Tensor]) -> str:
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     start = prefix + "."
     return {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
+
+
+def _position(tensors: dict[str, Tensor], plain: list[int] | None) -> Position | None:
+    if plain is None:
+        return None
+    epoch, step = plain
+    return Position(epoch, step, tensors["loss"], tensors["cpu_random"], tensors.get("gpu_random"))
 
 
 def _optimizer_state(tensors: dict[str, Tensor], param_groups: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from cryobench.conf.terms import Modality
 from cryobench.conf.trial import TrialSpec
 from cryobench.encoders.registry import family_class
-from cryobench.workers.model import SegmentationModel, make_decoder
+from cryobench.workers.model import make_decoder
+from cryobench.workers.segmentation import SegmentationModel
 
 
 @dataclass(frozen=True)

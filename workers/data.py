@@ -39,6 +39,7 @@ class TrialData:
             threads=resources.loader_threads,
             ahead=resources.prefetch_batches,
             pin=device.type == "cuda",
+            stall_s=resources.stall_timeout_s,
         )
 
     def window(self, split: Split) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """A trial's folder: the truth about it.
 
 ``spec.json``; ``events.jsonl``, appended; the latest and the best checkpoint; ``test_confusion.npy``, per tile;
-pictures; ``result.json``, written last: a trial is complete when it exists.
+pictures; ``stacks.txt`` after a read that hung; ``result.json``, written last: a trial is complete when it exists.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from cryobench.workers.files import append_line, read_lines, write_json
 from cryobench.workers.result import TrialResult
 
 SPEC, EVENTS, RESULT = "spec.json", "events.jsonl", "result.json"
+STACKS = "stacks.txt"
 CONFUSION, SAMPLES_PICTURE, CONFUSION_PICTURE = "test_confusion.npy", "samples.png", "confusion.png"
 
 
@@ -51,6 +52,13 @@ class TrialFolder:
     def __init__(self, storage: Path, trial_id: str) -> None:
         self.trial_id = trial_id
         self.path = storage / "trials" / trial_id
+
+    @classmethod
+    def at(cls, path: Path) -> TrialFolder:
+        """The trial whose folder is ``path``, wherever it lies."""
+        folder = cls(path.parent, path.name)
+        folder.path = path
+        return folder
 
     @contextmanager
     def locked(self, patience_s: float = 60.0) -> Iterator[None]:

@@ -6,11 +6,14 @@ float32 loses ones past 2^24 pixels) and precision and recall are the right way 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cryobench.conf.schema import ProtocolSpec
 from cryobench.conf.streams import stream
 from cryobench.workers.result import Metrics
 
@@ -24,7 +27,18 @@ def confusion(prediction: Tensor, truth: Tensor, classes: int, ignore: int) -> T
     return torch.bincount(index, minlength=classes * classes).view(classes, classes)
 
 
-def metrics(matrix: Matrix) -> Metrics:
+def split_metrics(tiles: Matrix, protocol: ProtocolSpec) -> Metrics:
+    """Metrics of a split from the matrices (N, classes, classes) of its tiles, with the reference's errors if asked."""
+    total = tiles.sum(axis=0)
+    if "float32_confusion" in protocol.reference_errors:
+        total = np.add.accumulate(tiles.astype(np.float32), axis=0)[-1]  # adds tile by tile, losing ones past 2^24
+    found = metrics(total)
+    if "swapped_precision_and_recall" in protocol.reference_errors:
+        found = found.model_copy(update={"precision": found.recall, "recall": found.precision})
+    return found
+
+
+def metrics(matrix: NDArray[Any]) -> Metrics:
     """Metrics of one confusion matrix."""
     hits = np.diag(matrix).astype(np.float64)
     predicted, true = matrix.sum(axis=1).astype(np.float64), matrix.sum(axis=0).astype(np.float64)

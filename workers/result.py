@@ -41,25 +41,34 @@ class Provenance(Strict):
 
 
 class Cost(Strict):
-    """What a trial took. ``gmacs``: 10^9 multiply-adds of encoder and decoder for one crop, the paper's "GFLOPs"."""
+    """What a trial took. ``gmacs``: 10^9 multiply-adds of encoder and decoder for one crop, the paper's "GFLOPs".
+
+    ``seconds``: wall time of the last attempt by what it was spent on (data, training, evaluation, checkpointing).
+    """
 
     parameters: int
     trained_parameters: int
     gmacs: float
     train_seconds: float
     total_seconds: float
+    seconds: dict[str, float]
     tiles_per_second: float
     peak_memory_mb: float
 
 
 class TrialResult(Strict):
-    """``result.json``. ``test`` is None only for a trial that diverged before its first validation."""
+    """``result.json``.
+
+    ``test`` is None only for a trial that diverged before its first validation. ``micro_batches``: the parts from which
+    gradients were gathered, more than one after a batch did not fit into memory.
+    """
 
     trial_id: str
     status: Literal["completed", "diverged"]
     epochs: int
     steps: int
     training_tiles: int
+    micro_batches: int = 1
     best_epoch: int | None
     best_val_miou: float | None
     test: TestMetrics | None
@@ -75,4 +84,4 @@ class TrialResult(Strict):
         return self.model_dump(mode="json", exclude={"provenance": {"host", "code"}, "cost": _TIMES})
 
 
-_TIMES = {"train_seconds", "total_seconds", "tiles_per_second", "peak_memory_mb"}
+_TIMES = {"train_seconds", "total_seconds", "seconds", "tiles_per_second", "peak_memory_mb"}

@@ -1,18 +1,32 @@
-"""One epoch of training, without a host synchronisation inside the step."""
+"""One epoch of training, which can pause after any step and go on from there."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cryobench.conf.schema import ProtocolSpec
 from cryobench.conf.streams import stream_seed
-from cryobench.conf.terms import IGNORE
 from cryobench.conf.trial import TrialSpec
 from cryobench.datasets.batches import BatchLoader
+from cryobench.workers.adapters import parameter_groups
 from cryobench.workers.data import TrialData
-from cryobench.workers.model import SegmentationModel
+from cryobench.workers.segmentation import SegmentationModel, make_adamw, training_step
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in an epoch training stands: steps done, their summed loss, and the random states for the next."""
+
+    epoch: int
+    step: int
+    loss: Tensor
+    cpu_random: Tensor
+    gpu_random: Tensor | None = None
 
 
 def learning_rate(base: float, step: int, total: int, protocol: ProtocolSpec) -> float:
@@ -27,19 +41,20 @@ def learning_rate(base: float, step: int, total: int, protocol: ProtocolSpec) ->
 def make_optimizer(model: SegmentationModel, spec: TrialSpec) -> torch.optim.AdamW:
     """AdamW over what trains."""
     protocol = spec.protocol
-    return torch.optim.AdamW(
-        model.trained_parameters(),
-        lr=spec.lr,
-        betas=protocol.betas,
-        weight_decay=protocol.weight_decay,
-        fused=True,
-    )
+    groups = parameter_groups(model, spec.lr, spec.regime.layer_decay)
+    return make_adamw(groups, spec.lr, protocol.betas, protocol.weight_decay)
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy over the labelled pixels; zero where a batch has none."""
-    total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-    return total / (labels != IGNORE).sum().clamp(min=1)
+def epoch_start(spec: TrialSpec, epoch: int, device: torch.device) -> Position:
+    """The position before an epoch's first step. Its randomness is the epoch's own, whatever came before."""
+    torch.manual_seed(stream_seed(spec.seed, "dropout", epoch))
+    return here(epoch, 0, torch.zeros((), device=device), device)
+
+
+def here(epoch: int, step: int, loss: Tensor, device: torch.device) -> Position:
+    """The position now, with the random states as they are."""
+    gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return Position(epoch, step, loss, torch.get_rng_state(), gpu)
 
 
 def train_epoch(
@@ -48,27 +63,40 @@ def train_epoch(
     data: TrialData,
     loader: BatchLoader,
     spec: TrialSpec,
-    epoch: int,
     device: torch.device,
-) -> float:
-    """Train epoch ``epoch`` (1-based) and return its mean loss; not finite if any step's was not.
+    start: Position,
+    *,
+    micro_batches: int = 1,
+    pause: Callable[[], bool] = lambda: False,
+) -> Position:
+    """Train from ``start`` to the end of its epoch, or until ``pause`` says so after a step.
 
-    All randomness is reseeded from the epoch's own streams, so an epoch depends on the state before it alone.
+    Bit for bit the same in one go or in several. The device is never waited for in between.
     """
-    torch.manual_seed(stream_seed(spec.seed, "dropout", epoch))
+    torch.set_rng_state(start.cpu_random)
+    if start.gpu_random is not None:
+        torch.cuda.set_rng_state(start.gpu_random, device)
     model.train()
-    steps = len(data.sampler)
-    total = steps * spec.protocol.epochs
-    losses = torch.zeros((), device=device)
-    for i, batch in enumerate(loader.load(data.sampler.epoch(epoch))):
-        rate = learning_rate(spec.lr, (epoch - 1) * steps + i, total, spec.protocol)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+    protocol, steps = spec.protocol, len(data.sampler)
+    losses, step = start.loss.to(device).clone(), start.step
+    for batch in loader.load(data.sampler.epoch(start.epoch)[start.step :]):
+        rate = learning_rate(spec.lr, (start.epoch - 1) * steps + step, steps * protocol.epochs, protocol)
+        set_rate(optimizer, rate)
         inputs = data.preprocess({n: t.to(device, non_blocking=True) for n, t in batch.groups.items()})
         labels = data.preprocess.labels(batch.mask.to(device, non_blocking=True))
-        loss = segmentation_loss(model(inputs), labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        losses += loss.detach()
-    return float(losses) / steps
+        if protocol.channels_last:
+            inputs = {m: values.contiguous(memory_format=torch.channels_last) for m, values in inputs.items()}
+        losses += training_step(
+            model, optimizer, inputs, labels, precision=protocol.precision, micro_batches=micro_batches
+        )
+        step += 1
+        if step < steps and pause():
+            break
+    return here(start.epoch, step, losses, device)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of ``rate``."""
+    group: dict[str, Any]
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]

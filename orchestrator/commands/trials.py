@@ -1,4 +1,4 @@
-"""trial run, trial show."""
+"""trial run, trial show, trial eval."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def run(
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")] = "auto",
 ) -> None:
     """Run one trial in this process, without Ray: for debuggers, and for one number."""
+    from cryobench.conf.errors import InterruptedTrialError
     from cryobench.orchestrator.places import places
+    from cryobench.workers.leaving import asked_to_leave, listening
     from cryobench.workers.trial import run_trial
 
     where = places(storage, data_dir, cache_dir, weights_dir, config_dir)
@@ -49,8 +51,25 @@ def run(
             )
         elif event["event"] in ("resumed", "checkpoint_discarded", "diverged"):
             console.print(f"{event['event']}: {event.get('epoch', event.get('reason', ''))}", highlight=False)
+        elif event["event"] == "decoding":
+            console.print(
+                f"decoding tiles into the node cache: {event['decoded']}/{event['tiles']}",
+                highlight=False,
+                markup=False,
+            )
+        elif event["event"] == "note":
+            console.print(event["message"], highlight=False, markup=False, soft_wrap=True)
+        elif event["event"] == "out_of_memory":
+            parts = event["micro_batches"]
+            console.print(f"out of memory: from the start again, gradients from {parts} parts of a batch", markup=False)
 
-    result = run_trial(spec, where.for_trials(resources, device), report=report)
+    try:
+        with listening():
+            place = where.for_trials(resources, device)
+            result = run_trial(spec, place, report=report, should_stop=asked_to_leave)
+    except InterruptedTrialError as error:
+        console.print(f"{error} Asked to leave; the same command goes on from there.", markup=False, soft_wrap=True)
+        raise typer.Exit(143) from None
     score = (
         f"test mIoU {result.test.miou:.2f} ({result.test.miou_low:.2f} to {result.test.miou_high:.2f})"
         if result.test
@@ -59,6 +78,35 @@ def run(
     console.print(
         f"{result.status}: {score}; {where.storage / 'trials' / spec.trial_id}", highlight=False, soft_wrap=True
     )
+
+
+@app.command("eval")
+def evaluate(
+    trial_id: Annotated[str, typer.Argument(help="A finished trial of this storage.")],
+    storage: Storage = None,
+    data_dir: DataDir = None,
+    cache_dir: CacheDir = None,
+    weights_dir: WeightsDir = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")] = "auto",
+) -> None:
+    """Test a trial's best checkpoint again; exit with 1 unless its result comes out the same."""
+    from cryobench.conf.schema import ResourceSpec
+    from cryobench.orchestrator.places import places
+    from cryobench.workers.trial import retest_trial
+
+    where = places(storage, data_dir, cache_dir, weights_dir)
+    recorded, found = retest_trial(trial_id, where.for_trials(ResourceSpec(), device))
+    apart = {
+        name: (old, new)
+        for (name, old), (_, new) in zip(recorded.model_dump().items(), found.model_dump().items(), strict=True)
+        if old != new
+    }
+    for name, (old, new) in apart.items():
+        console.print(f"{name}: recorded {old}, found {new}", highlight=False, markup=False, soft_wrap=True)
+    verdict = "as recorded, bit for bit" if not apart else "not as recorded"
+    console.print(f"{trial_id}: test mIoU {found.miou:.2f}, {verdict}", highlight=False)
+    if apart:
+        raise typer.Exit(1)
 
 
 @app.command()

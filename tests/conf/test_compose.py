@@ -49,7 +49,7 @@ def test_every_configuration_file_is_valid() -> None:
         ("encoders=[unett]", "Did you mean 'unet'?"),
         ("datasets=[glidd]", "Did you mean 'glid'?"),
         ("regimes=[fozen]", "few_shot"),
-        ("protocol=papers", "paper, small"),
+        ("protocol=papers", "paper, reference, small"),
         ("resources=big", "default"),
     ],
 )

@@ -14,7 +14,8 @@ from cryobench.datasets.location import below, locate
 from cryobench.datasets.store import TileStore, read_info
 from cryobench.datasets.verify import verify
 from cryobench.orchestrator.places import places
-from cryobench.workers.trial import Place, run_trial
+from cryobench.workers.place import Place
+from cryobench.workers.trial import run_trial
 
 
 @pytest.fixture(scope="module")

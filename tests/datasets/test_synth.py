@@ -13,7 +13,8 @@ from cryobench.datasets.synth.generate import fitted, generate
 from cryobench.orchestrator.places import Places
 from cryobench.orchestrator.plan import make_plan
 from cryobench.workers.metrics import metrics
-from cryobench.workers.trial import Place, run_trial
+from cryobench.workers.place import Place
+from cryobench.workers.trial import run_trial
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -25,7 +25,8 @@ from cryobench.orchestrator.query import keep, run_sql
 from cryobench.orchestrator.sweeps import record_sweep
 from cryobench.orchestrator.tracking import Tracker, default_uri
 from cryobench.workers.folder import TrialFolder
-from cryobench.workers.trial import Place, run_trial
+from cryobench.workers.place import Place
+from cryobench.workers.trial import run_trial
 
 Build = Callable[..., TrialSpec]
 

@@ -13,7 +13,8 @@ from cryobench.orchestrator.leaderboard import read_leaderboard
 from cryobench.orchestrator.places import places
 from cryobench.workers.folder import TrialFolder
 from cryobench.workers.mirror import Mirror
-from cryobench.workers.trial import Place, run_trial
+from cryobench.workers.place import Place
+from cryobench.workers.trial import run_trial
 
 Build = Callable[..., TrialSpec]
 

@@ -8,7 +8,8 @@ from cryobench.conf.schema import ProtocolSpec
 from cryobench.conf.trial import TrialSpec
 from cryobench.encoders.golden import GOLDEN_DIR, read_golden
 from cryobench.workers.model import build_model
-from cryobench.workers.training import learning_rate, make_optimizer, segmentation_loss
+from cryobench.workers.segmentation import segmentation_loss
+from cryobench.workers.training import learning_rate, make_optimizer
 
 GOLDEN = read_golden(GOLDEN_DIR / "protocol.json")["lr_schedule"]
 Build = Callable[..., TrialSpec]

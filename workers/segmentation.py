@@ -1,0 +1,141 @@
+"""Encoder and decoder as one module, and one step of training it. Needs torch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cryobench.conf.terms import IGNORE, Modality
+
+
+class SegmentationModel(nn.Module):
+    """An encoder, frozen or not, under a decoder.
+
+    A frozen encoder stays in eval mode, whatever mode the model is put into, and runs without gradients unless
+    adapters in it train.
+
+    Args:
+        encoder: from inputs by modality to feature maps.
+        decoder: from feature maps and a size to logits of that size.
+        train_encoder: whether the encoder trains. Parameters of a frozen one that are to train all the same
+            (adapters) are to be given ``requires_grad`` afterwards.
+        frozen_mode: the mode in which a frozen encoder stays; ``train`` is the reference's error.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, train_encoder: bool, frozen_mode: str = "eval") -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.train_encoder = encoder, decoder, train_encoder
+        self._frozen_mode = frozen_mode
+        encoder.requires_grad_(train_encoder)
+        self.train()
+
+    def train(self, mode: bool = True) -> SegmentationModel:
+        """Training or eval mode; a frozen encoder stays in its own."""
+        super().train(mode)
+        self.encoder.train(mode and (self.train_encoder or self._frozen_mode == "train"))
+        return self
+
+    def forward(self, inputs: dict[Modality, Tensor]) -> Tensor:
+        """Logits (B, classes, H, W) at the inputs' size."""
+        size = next(iter(inputs.values())).shape[-2:]
+        learns = any(p.requires_grad for p in self.encoder.parameters())
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            features = self.encoder(inputs)
+        logits: Tensor = self.decoder(features, (int(size[0]), int(size[1])))
+        return logits
+
+    def trained_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that the optimizer updates, in a fixed order."""
+        return (p for p in self.parameters() if p.requires_grad)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """What training changes: without what is frozen, which comes from its file or the seed."""
+        if self.train_encoder or self._frozen_mode == "train":
+            return self.state_dict()
+        learning = {name for name, p in self.named_parameters() if p.requires_grad}
+        state: dict[str, Tensor] = self.state_dict()
+        return {k: v for k, v in state.items() if k in learning or not k.startswith("encoder.")}
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `trained_state`."""
+        expected = self.trained_state().keys()
+        if expected != state.keys():
+            raise KeyError(f"expected {len(expected)} tensors, found {len(state)}")
+        self.load_state_dict(state, strict=False)
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy over the labelled pixels; zero where a batch has none."""
+    return summed_loss(logits, labels) / labelled_pixels(labels)
+
+
+def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy summed over the labelled pixels, in float32."""
+    logits = logits.float()
+    if torch.are_deterministic_algorithms_enabled() and logits.is_cuda:
+        # torch's own loss on images has no deterministic kernel on GPUs.
+        hot = F.one_hot(labels.where(labels != IGNORE, 0), logits.shape[1]).movedim(-1, 1)
+        return -(F.log_softmax(logits, dim=1) * hot * (labels != IGNORE).unsqueeze(1)).sum()
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+
+
+def labelled_pixels(labels: Tensor) -> Tensor:
+    """Their number, at least one."""
+    return (labels != IGNORE).sum().clamp(min=1)
+
+
+def training_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: dict[Modality, Tensor],
+    labels: Tensor,
+    *,
+    precision: str = "fp32",
+    micro_batches: int = 1,
+) -> Tensor:
+    """One step; the loss stays on the device. Nothing in here waits for it.
+
+    With ``micro_batches`` the gradient is gathered from as many parts of the batch. It is the whole batch's but for
+    batch norm, whose statistics are those of the parts.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    count, total = labelled_pixels(labels), torch.zeros((), device=labels.device)
+    parts = {modality: values.chunk(micro_batches) for modality, values in inputs.items()}
+    for i, some in enumerate(labels.chunk(micro_batches)):
+        with autocast(precision, labels.device):
+            logits = model({modality: values[i] for modality, values in parts.items()})
+        loss = summed_loss(logits, some) / count
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    optimizer.step()
+    return total
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """The context in which a model runs at ``precision``."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def set_precision(precision: str, deterministic: bool = False) -> None:
+    """Set torch up for a trial: TF32 or not, and algorithms that always round alike.
+
+    ``fp32`` leaves convolutions what torch's default is, as the published protocol does: TF32 on GPUs that have it.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+    torch.backends.cudnn.allow_tf32 = not deterministic or precision != "fp32"
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+def make_adamw(
+    parameters: Iterable[nn.Parameter] | Sequence[dict[str, object]],
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+) -> torch.optim.AdamW:
+    """AdamW in one fused kernel a step."""
+    return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
