@@ -52,11 +52,7 @@ def run(
         elif event["event"] in ("resumed", "checkpoint_discarded", "diverged"):
             console.print(f"{event['event']}: {event.get('epoch', event.get('reason', ''))}", highlight=False)
         elif event["event"] == "decoding":
-            console.print(
-                f"decoding tiles into the node cache: {event['decoded']}/{event['tiles']}",
-                highlight=False,
-                markup=False,
-            )
+            console.print(f"decoding into the node cache: {event['decoded']}/{event['tiles']}", highlight=False)
         elif event["event"] == "note":
             console.print(event["message"], highlight=False, markup=False, soft_wrap=True)
         elif event["event"] == "out_of_memory":
