@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "cryobench needs Python 3.11 or newer, found $$($(PYTHON) --version). Set PYTHON=/path/to/python3."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gfm]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gfm,lora]'
 	@touch $@
 
 demo: setup ## Generate two data sets, sweep 24 trials over them, print the leaderboard.
