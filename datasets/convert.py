@@ -11,43 +11,33 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from numpy.typing import NDArray
 
-from cryobench.conf.data import DatasetSpec, Statistics
+from cryobench.conf.data import DatasetSpec
 from cryobench.conf.digests import file_sha256
-from cryobench.conf.errors import CorruptDataError, DataError, disk_full
+from cryobench.conf.errors import DataError, disk_full
 from cryobench.conf.terms import IGNORE, Split
+from cryobench.datasets.description import Job, describe, record_of, write_index
 from cryobench.datasets.moments import Moments
-from cryobench.datasets.percentiles import PERCENTILES, percentiles
 from cryobench.datasets.scenes import survey
 from cryobench.datasets.store import (
     ATTRIBUTE,
     FORMAT,
     INDEX,
-    BandStatistics,
-    GroupInfo,
-    SplitInfo,
     StoreInfo,
-    TileRecord,
     read_info,
     staging_path,
-    store_digest,
     tile_check,
     tile_digest,
 )
 from cryobench.datasets.tiles import RawTile, TileFiles, reader_for
 
 _JOURNAL = "conversion.jsonl"
-#: A generated raw folder carries this file; its content becomes the store's ``origin``.
-ORIGIN_FILE = "ORIGIN.txt"
 
 Progress = Callable[[int, int], None]
 
@@ -99,11 +89,10 @@ class _Conversion:
         target: Path,
         fingerprint: str,
     ) -> None:
-        self.spec, self.edition, self.tiles, self.source, self.target = spec, edition, tiles, source, target
+        self.spec, self.tiles, self.target, self.fingerprint = spec, tiles, target, fingerprint
         self.form = spec.edition(edition)
         self.read = reader_for(self.form).read
         self.sha256 = cache(file_sha256)  # the tiles of a scene share its file
-        self.fingerprint = fingerprint
         self.staging = staging_path(target)
         self.position: list[int] = []
         seen: dict[Split, int] = {}
@@ -111,6 +100,7 @@ class _Conversion:
             self.position.append(seen.get(files.split, 0))
             seen[files.split] = self.position[-1] + 1
         self.count = seen
+        self.job = Job(spec, edition, tiles, self.position, source, self.staging, fingerprint)
 
     def run(self, threads: int, progress: Progress) -> StoreInfo:
         import zarr
@@ -132,8 +122,8 @@ class _Conversion:
                 journal.flush()
                 progress(len(done), len(self.tiles))
         rows = [done[number] for number in range(len(self.tiles))]
-        info = self._info(rows, first)
-        _write_index(self.staging / INDEX, [self._record(row) for row in rows])
+        info = describe(self.job, rows, first)
+        write_index(self.staging / INDEX, [record_of(self.job, row) for row in rows])
         root.attrs[ATTRIBUTE] = info.model_dump(mode="json")
         (self.staging / _JOURNAL).unlink()
         if self.target.exists():
@@ -236,90 +226,6 @@ class _Conversion:
                     f"{files.image}: dtype {values.dtype}, the first tile of split '{files.split}' has {expected}."
                 )
 
-    def _record(self, row: dict[str, Any]) -> TileRecord:
-        files = self.tiles[row["number"]]
-        return TileRecord(
-            split=files.split,
-            index=self.position[row["number"]],
-            image=files.image.relative_to(self.source).as_posix(),
-            mask=files.mask.relative_to(self.source).as_posix(),
-            image_sha256=row["image_sha256"],
-            mask_sha256=row["mask_sha256"],
-            crs=row["crs"],
-            transform=row["transform"],
-            class_pixels=tuple(row["class_pixels"]),
-            digests=row["digests"],
-            checks=row["checks"],
-            window=(window.top, window.left, window.height, window.width) if (window := files.window) else None,
-        )
-
-    def _info(self, rows: list[dict[str, Any]], first: dict[Split, RawTile]) -> StoreInfo:
-        spec = self.spec
-        groups = {}
-        for name, bands in spec.groups.items():
-            chosen, published = spec.members(name), spec.published_statistics
-            groups[str(name)] = GroupInfo(
-                bands=bands,
-                dtype=first["train"].groups[name].dtype.str,
-                statistics=self._statistics(str(name), first["train"].groups[name].dtype, rows),
-                published=Statistics(
-                    mean=tuple(published.mean[i] for i in chosen), std=tuple(published.std[i] for i in chosen)
-                )
-                if published
-                else None,
-            )
-        splits = {}
-        for split, tile in first.items():
-            mine = [row for row in rows if self.tiles[row["number"]].split == split]
-            counts = np.sum([[*row["class_pixels"], row["ignored_pixels"]] for row in mine], axis=0)
-            height, width = tile.mask.shape
-            splits[split] = SplitInfo(tiles=len(mine), height=height, width=width, class_pixels=tuple(counts.tolist()))
-        origin = self.source / ORIGIN_FILE
-        return StoreInfo(
-            format=FORMAT,
-            dataset=spec,
-            origin=origin.read_text().strip() if origin.exists() else "files",
-            edition=self.edition,
-            classes=spec.classes,
-            ignore_index=IGNORE,
-            groups=groups,
-            splits=splits,
-            digest=store_digest(spec.classes, groups, [self._record(row) for row in rows]),
-            source_fingerprint=self.fingerprint,
-            written_by=f"cryobench {version('cryobench')}",
-        )
-
-    def _statistics(self, name: str, dtype: np.dtype[Any], rows: list[dict[str, Any]]) -> BandStatistics:
-        """Of one group in the training split; percentiles from its chunks, read back and compared once more."""
-        train = [row for row in rows if row["moments"]]
-        moments = Moments.merged(Moments(**row["moments"][name]) for row in train)
-        channels = len(moments.mean)
-        missing = np.sum([row["missing"].get(name, [0] * channels) for row in train], axis=0) / moments.count
-
-        def written() -> Iterator[NDArray[Any]]:
-            import zarr
-
-            array = zarr.open_array(str(self.staging), path=f"train/{name}", mode="r", zarr_format=3)
-            for row in train:
-                index = self.position[row["number"]]
-                values = np.asarray(array[index])
-                if tile_check(values) != row["checks"][name]:
-                    raise CorruptDataError(
-                        f"{self.staging}: tile {index} of train/{name} is not what was written a moment ago. "
-                        "Check the disk, remove this folder and run the same command again."
-                    )
-                yield values
-
-        found = percentiles(written, dtype, channels, moments.count, PERCENTILES)
-        return BandStatistics(
-            mean=tuple(moments.mean),
-            std=tuple(moments.std()),
-            min=tuple(moments.min),
-            max=tuple(moments.max),
-            percentiles={q: tuple(row) for q, row in zip(PERCENTILES, found.tolist(), strict=True)},
-            missing=tuple(missing.tolist()),
-        )
-
 
 def _fingerprint(spec: DatasetSpec, source: Path, tiles: list[TileFiles]) -> str:
     """What identifies a conversion: settings, and path, size and time of every raw file."""
@@ -330,28 +236,3 @@ def _fingerprint(spec: DatasetSpec, source: Path, tiles: list[TileFiles]) -> str
             relative = path.relative_to(source).as_posix()
             digest.update(f"{files.split}|{relative}|{stat.st_size}|{stat.st_mtime_ns}|{files.window}\n".encode())
     return digest.hexdigest()
-
-
-def _write_index(path: Path, records: list[TileRecord]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.schema(
-        [
-            ("split", pa.string()),
-            ("index", pa.int64()),
-            ("image", pa.string()),
-            ("mask", pa.string()),
-            ("image_sha256", pa.string()),
-            ("mask_sha256", pa.string()),
-            ("crs", pa.string()),
-            ("transform", pa.list_(pa.float64())),
-            ("class_pixels", pa.list_(pa.int64())),
-            ("digests", pa.map_(pa.string(), pa.string())),
-            ("checks", pa.map_(pa.string(), pa.int64())),
-            ("window", pa.list_(pa.int64())),
-        ]
-    )
-    maps = ("digests", "checks")
-    rows = [asdict(record) | {name: list(getattr(record, name).items()) for name in maps} for record in records]
-    pq.write_table(pa.Table.from_pylist(rows, schema), path)

@@ -106,8 +106,8 @@ class SweepProgress:
     def recover(self, trial: str, failures: int) -> None:
         """A trial's worker died; it goes on from its checkpoint."""
         self._running.pop(trial, None)
-        what = f"{self.specs[trial].label}: its worker died (time {failures}), going on from the last checkpoint"
-        self.console.print(what, markup=False, highlight=False, soft_wrap=True)
+        what = f"its worker died or had to leave (time {failures}), going on from the last checkpoint"
+        self.console.print(f"{self.specs[trial].label}: {what}", markup=False, highlight=False, soft_wrap=True)
 
     def _left(self) -> str:
         epochs = sum(s.protocol.epochs for t, s in self.specs.items() if t not in self._ended)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,6 @@ from cryobench.conf.errors import InterruptedTrialError
 from cryobench.conf.trial import TrialSpec
 from cryobench.datasets.location import below
 from cryobench.workers.checkpoint import Checkpoints, TrainingState, weights_digest
-from cryobench.workers.cost import multiply_adds
 from cryobench.workers.data import TrialData, open_data
 from cryobench.workers.evaluation import evaluate
 from cryobench.workers.files import write_whole
@@ -28,9 +26,9 @@ from cryobench.workers.metrics import bootstrap_miou, split_metrics
 from cryobench.workers.model import build_model
 from cryobench.workers.pictures import save_confusion, save_samples
 from cryobench.workers.place import Place
-from cryobench.workers.provenance import code_version, device_name, library_versions
-from cryobench.workers.result import Cost, Provenance, TestMetrics, TrialResult
+from cryobench.workers.result import TestMetrics, TrialResult
 from cryobench.workers.segmentation import SegmentationModel, set_precision
+from cryobench.workers.summary import summary
 from cryobench.workers.training import Position, epoch_start, make_optimizer, train_epoch
 
 Report = Callable[[dict[str, Any]], None]
@@ -249,7 +247,6 @@ class Attempt:
     def _finish(
         self, model: SegmentationModel, data: TrialData, state: TrainingState, diverged: str | None
     ) -> TrialResult:
-        spec, info = self.spec, data.info
         final = weights_digest(state.model)
         test, best_weights = None, None
         if state.best is not None:
@@ -257,42 +254,18 @@ class Attempt:
             model.load_trained_state(weights)
             best_weights = weights_digest(weights)
             test = self._test(model, data, keep=True)
-        trained = sum(p.numel() for p in model.trained_parameters())
-        seconds = sum(entry["seconds"] for entry in state.history)
-        crops = len(data.sampler) * spec.protocol.batch_size * state.epoch
-        result = TrialResult(
-            trial_id=spec.trial_id,
-            status="diverged" if diverged else "completed",
-            epochs=state.epoch,
-            steps=state.epoch * len(data.sampler),
-            training_tiles=len(data.subset),
-            micro_batches=state.micro_batches,
-            best_epoch=state.best["epoch"] if state.best else None,
-            best_val_miou=state.best["val_miou"] if state.best else None,
-            test=test,
-            classes=info.classes,
+        result = summary(
+            self.spec,
+            data,
+            model,
+            state,
+            self.device,
+            diverged=diverged,
             final_weights=final,
             best_weights=best_weights,
-            provenance=Provenance(
-                weights=spec.encoder.weights.provenance,
-                store_digest=info.digest,
-                data_origin=info.origin,
-                code=code_version(),
-                libraries=library_versions(),
-                host=platform.node(),
-                device=device_name(self.device),
-            ),
-            cost=Cost(
-                parameters=sum(p.numel() for p in model.parameters()),
-                trained_parameters=trained,
-                gmacs=multiply_adds(model, spec, data.window("train")),
-                train_seconds=seconds,
-                total_seconds=time.monotonic() - self.started,
-                seconds=dict(self.seconds),
-                tiles_per_second=crops / seconds if seconds else 0.0,
-                peak_memory_mb=self.peak_memory_mb,
-            ),
-            message=diverged,
+            test=test,
+            seconds={"total": time.monotonic() - self.started, **self.seconds},
+            peak_memory_mb=self.peak_memory_mb,
         )
         self.folder.write_result(result)
         self.checkpoints.drop_latest()

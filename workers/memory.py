@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import torch
 
-_WORDS = ("can't allocate memory", "not enough memory", "CUDA out of memory", "Cannot allocate memory")
+_WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Cannot allocate memory",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -19,7 +19,7 @@ from cryobench.conf.data import DatasetSpec, GridSpec
 from cryobench.conf.errors import DataError, UnknownNameError, disk_full
 from cryobench.conf.streams import stream
 from cryobench.conf.terms import SPLITS
-from cryobench.datasets.convert import ORIGIN_FILE
+from cryobench.datasets.description import ORIGIN_FILE
 from cryobench.datasets.synth.debris import debris_scene
 from cryobench.datasets.synth.fronts import front_scene
 from cryobench.datasets.synth.ice import ice_scene

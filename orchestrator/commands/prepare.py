@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cryobench.orchestrator.commands.options import CacheDir, ConfigDir, DataDir
-from cryobench.orchestrator.commands.shown import bar, console
+from cryobench.orchestrator.commands.shown import bar, byte_bars, console
 
 if TYPE_CHECKING:
     from cryobench.conf.data import DatasetSpec
@@ -36,10 +35,8 @@ def fetch(name: Name, data_dir: DataDir = None, cache_dir: CacheDir = None, conf
     where = places(data_dir=data_dir, cache_dir=cache_dir, config_dir=config_dir)
     spec = load_dataset(name, where.config_dir)
     folder = where.own_data(name).downloads
-    with ExitStack() as bars:
-        paths = fetch_dataset(
-            spec, folder, where.cache_dir, lambda file: bars.enter_context(bar(f"Downloading {file}", size=True))
-        )
+    with byte_bars() as begin:
+        paths = fetch_dataset(spec, folder, where.cache_dir, lambda file: begin(f"Downloading {file}"))
     console.print(
         f"{folder}: {', '.join(path.name for path in paths)}. Now run: cryobench data prepare {name}",
         markup=False,

@@ -22,6 +22,19 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
+def byte_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Progress bars of bytes, one below the other; yields what begins one and gives what is told done and total."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+
+        def begin(what: str) -> Callable[[int, int], None]:
+            task = progress.add_task(what, total=None)
+            return lambda done, total: progress.update(task, completed=done, total=total)
+
+        yield begin
+
+
+@contextmanager
 def bar(what: str, *, size: bool = False) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on standard error, of things or of bytes; yields a function that is told done and total."""
     counted = DownloadColumn() if size else MofNCompleteColumn()

@@ -9,9 +9,7 @@ import pytest
 from cryobench.conf.errors import CorruptDataError, DiskFullError
 from cryobench.datasets import cache
 from cryobench.datasets.cache import CachedTiles, StoredTiles, decoded_bytes, open_tiles
-from cryobench.datasets.convert import convert
 from cryobench.datasets.store import TileStore
-from cryobench.datasets.synth.generate import generate
 
 LIMIT = 10**9
 
@@ -34,6 +32,16 @@ def test_a_store_beyond_the_limit_is_read_directly_with_the_same_values(glid_sto
     cached = open_tiles(glid_store, tmp_path, LIMIT)("train")
     for name in ("optical", "mask"):
         assert np.array_equal(tiles.crop(name, 3, 1, 2, 30, 20), cached.crop(name, 3, 1, 2, 30, 20))
+
+
+def test_a_store_beyond_the_limit_is_said_to_be(glid_store: TileStore, tmp_path: Path) -> None:
+    told: list[str] = []
+    open_tiles(glid_store, tmp_path, 1000, tell=told.append)
+    (text,) = told
+    assert "GB decoded, the node cache 0.00 GB" in text
+    assert "Raise resources.cache_limit_gb" in text
+    open_tiles(glid_store, tmp_path, LIMIT, tell=told.append)
+    assert len(told) == 1
 
 
 def test_eight_at_once_decode_once(glid_store: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,20 +96,3 @@ def test_a_full_disk_leaves_nothing_half_built(
     with pytest.raises(DiskFullError, match=r"No space left while writing .*Free some space"):
         open_tiles(glid_store, tmp_path, LIMIT)
     assert [p.name for p in tmp_path.iterdir()] == ["cache.lock"]
-
-
-def test_resident_memory_does_not_grow_with_the_data_set(tmp_path: Path) -> None:
-    import psutil
-
-    from cryobench.conf.compose import load_dataset
-
-    generate("caffe", tmp_path / "raw", tiles=(40, 1, 1), size=512)
-    convert(load_dataset("caffe"), tmp_path / "raw", tmp_path / "caffe.zarr")
-    store = TileStore(tmp_path / "caffe.zarr")
-    open_tiles(store, tmp_path / "cache", LIMIT)
-    tiles = open_tiles(store, tmp_path / "cache", LIMIT)("train")
-    before = psutil.Process().memory_info().rss
-    for i in range(40):
-        tiles.crop("sar", i, 0, 0, 16, 16).sum()
-    grown = psutil.Process().memory_info().rss - before
-    assert grown < decoded_bytes(store) / 2

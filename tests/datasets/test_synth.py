@@ -9,7 +9,7 @@ from cryobench.conf.compose import load_dataset, load_sweep
 from cryobench.conf.errors import DataError, UnknownNameError
 from cryobench.datasets.convert import convert
 from cryobench.datasets.store import TileStore
-from cryobench.datasets.synth.generate import fitted, generate
+from cryobench.datasets.synth.generate import RECIPES, fitted, generate
 from cryobench.orchestrator.places import Places
 from cryobench.orchestrator.plan import make_plan
 from cryobench.workers.metrics import metrics
@@ -48,13 +48,15 @@ def best_threshold_miou(store: TileStore) -> float:
     Each of 256 levels of a band may be given any class: the upper bound of every band-wise rule.
     """
     classes = len(store.info.classes)
-    (group,) = store.info.groups
+    count = store.info.splits["test"].tiles
+    mask = np.concatenate([store.tile("test", "mask", i).ravel() for i in range(count)])
+    bands = [(group, i) for group, info in store.info.groups.items() for i in range(len(info.bands))]
     best = 0.0
-    for band in range(len(store.info.groups[group].bands)):
+    for group, band in bands:
+        values = np.concatenate([store.tile("test", group, i)[band].ravel() for i in range(count)])
+        levels = np.searchsorted(np.percentile(values, np.linspace(0, 100, 255)), values)
         joint = np.zeros((256, classes), np.int64)
-        for i in range(store.info.splits["test"].tiles):
-            values, mask = store.tile("test", group, i)[band], store.tile("test", "mask", i)
-            np.add.at(joint, (values.ravel(), mask.ravel()), 1)
+        np.add.at(joint, (levels[mask != 255], mask[mask != 255]), 1)
         weights = joint / np.maximum(joint.sum(axis=0), 1)
         for choice in (joint.argmax(axis=1), weights.argmax(axis=1)):
             matrix = np.zeros((classes, classes), np.int64)
@@ -64,7 +66,16 @@ def best_threshold_miou(store: TileStore) -> float:
     return best
 
 
-@pytest.mark.parametrize(("name", "epochs", "margin"), [("glid", 6, 15.0), ("caffe", 16, 12.0)])
+@pytest.mark.parametrize(
+    ("name", "epochs", "margin"),
+    [
+        ("glid", 6, 15.0),
+        pytest.param("caffe", 16, 12.0, marks=pytest.mark.slow),
+        pytest.param("gld", 12, 5.0, marks=pytest.mark.slow),
+        pytest.param("gsdd", 12, 5.0, marks=pytest.mark.slow),
+        pytest.param("sicd", 16, 5.0, marks=pytest.mark.slow),
+    ],
+)
 def test_a_small_unet_does_clearly_better_than_a_threshold(
     tmp_path: Path, name: str, epochs: int, margin: float
 ) -> None:
@@ -78,3 +89,15 @@ def test_a_small_unet_does_clearly_better_than_a_threshold(
     assert result.test is not None
     threshold = best_threshold_miou(TileStore(tmp_path / f"{name}.zarr"))
     assert result.test.miou > threshold + margin, f"U-Net {result.test.miou:.1f}, threshold {threshold:.1f}"
+
+
+def test_all_five_make_a_benchmark_on_which_everything_is_ready(tmp_path: Path) -> None:
+    for name in RECIPES:
+        generate(name, tmp_path / "raw" / name, tiles=(4, 4, 4), size=48)
+        convert(fitted(load_dataset(name), 48), tmp_path / "raw" / name, tmp_path / f"{name}.zarr")
+    where = Places(tmp_path / "storage", tmp_path, tmp_path / "cache", tmp_path / "weights")
+    plan = make_plan(load_sweep(["sweep=full", "weights=random"]), where)
+    assert len(plan.trials) == 368
+    assert {trial.state for trial in plan.trials} == {"pending"}
+    waiting = make_plan(load_sweep(["sweep=full"]), where)
+    assert {trial.state for trial in waiting.trials} == {"pending", "missing_weights"}

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -86,6 +88,25 @@ def test_a_data_set_in_parts_comes_resumes_and_converts(
     assert len(asked) == 2  # what is here is only verified
     source = raw_folder(spec(), folder, tmp_path / "unpacked")
     assert convert(load_dataset("glid"), source, tmp_path / "glid.zarr").splits["train"].tiles == 8
+
+
+def test_fetch_and_prepare_are_two_commands(served: tuple[str, dict[str, bytes], list[str]], tmp_path: Path) -> None:
+    address, files, _ = served
+    (tmp_path / "conf" / "dataset").mkdir(parents=True)
+    places = "".join(f"  - url: {address}{name}\n    md5: {md5(content)}\n" for name, content in files.items())
+    (tmp_path / "conf" / "dataset" / "mine.yaml").write_text(f"defaults: [glid, _self_]\ndownloads:\n{places}")
+    entry = "from cryobench.orchestrator.cli import main; main()"
+    options = ["mine", "--data-dir", str(tmp_path / "data"), "--config-dir", str(tmp_path / "conf")]
+
+    def run(name: str) -> str:
+        command = [sys.executable, "-c", entry, "data", name, *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        return done.stdout + done.stderr
+
+    assert "Nothing to prepare 'mine' from" in run("prepare")
+    assert "Now run: cryobench data prepare mine" in run("fetch")
+    assert "train: 8 tiles of 64 x 64" in run("prepare")
+    assert (tmp_path / "data" / "mine.zarr" / "zarr.json").exists()
 
 
 def test_a_zenodo_record_is_read_for_its_files(

@@ -83,6 +83,26 @@ def test_weights_enter_the_identity(where: Places) -> None:
     assert random.spec.encoder.weights.provenance == "random"
 
 
+def test_a_few_shot_subset_enters_the_spec_by_its_digest(where: Places) -> None:
+    from cryobench.datasets.store import TileStore
+    from cryobench.datasets.subsets import stratified_subset, subset_digest
+
+    asked = ("sweep=demo", "encoders=[unet_small]", "datasets=[glid]", "regimes=[frozen,few_shot]", "lr_search=null")
+    frozen, few = (t.spec for t in plan(where, *asked, "seeds=[7]").trials)
+    assert frozen.dataset.subset is None
+    counts = TileStore(where.store("glid")).class_pixels("train")
+    assert few.dataset.subset == subset_digest(stratified_subset(counts, 0.1, 3, 7))
+    (other,) = (t.spec for t in plan(where, *asked, "regimes=[few_shot]", "seeds=[8]").trials)
+    assert other.dataset.subset != few.dataset.subset
+    from cryobench.conf.errors import CorruptDataError
+    from cryobench.conf.schema import ResourceSpec
+    from cryobench.workers.data import open_data
+
+    wrong = few.model_copy(update={"dataset": few.dataset.model_copy(update={"subset": "0" * 64})})
+    with pytest.raises(CorruptDataError, match="The rule changed between releases"):
+        open_data(wrong, where.store("glid"), where.cache_dir, ResourceSpec())
+
+
 def test_an_encoder_without_published_weights_runs_only_at_random(where: Places) -> None:
     (trial,) = plan(where, "encoder=s12_moco_small", "dataset=glid", "regime=frozen", "weights=published").trials
     assert trial.state == "missing_weights"

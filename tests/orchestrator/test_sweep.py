@@ -150,13 +150,13 @@ def kill_driver(command: Command, undisturbed: Path, at_epochs: int) -> None:
     check_same_and_once(command, undisturbed)
 
 
-def kill_worker(command: Command, undisturbed: Path, at_epochs: int) -> None:
+def kill_worker(command: Command, undisturbed: Path, at_epochs: int, how: signal.Signals = signal.SIGKILL) -> None:
     process = command.start()
     command.wait_for(lambda: command.epochs() >= at_epochs and running_worker(command.storage) is not None, process)
-    os.kill(running_worker(command.storage) or 0, signal.SIGKILL)
+    os.kill(running_worker(command.storage) or 0, how)
     told, _ = process.communicate(timeout=500)
     assert process.returncode == 0, told
-    assert "its worker died (time 1), going on from the last checkpoint" in told
+    assert "its worker died or had to leave (time 1), going on from the last checkpoint" in told
     assert "Traceback" not in told
     assert max(events(command.storage, "attempt").values()) == 2  # the killed trial was tried again
     check_same_and_once(command, undisturbed)
@@ -170,13 +170,26 @@ def test_killing_a_worker_ends_the_same(undisturbed: Command, tmp_path: Path) ->
     kill_worker(Command(tmp_path / "storage", undisturbed.data_dir, SMALL), undisturbed.storage, at_epochs=4)
 
 
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(undisturbed: Command, tmp_path: Path) -> None:
+def test_a_worker_on_a_machine_that_goes_away_leaves_and_its_trial_continues(
+    undisturbed: Command, tmp_path: Path
+) -> None:
+    command = Command(tmp_path / "storage", undisturbed.data_dir, SMALL)
+    kill_worker(command, undisturbed.storage, at_epochs=4, how=signal.SIGTERM)
+    assert sum(events(command.storage, "interrupted").values()) >= 1
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_it_stops_cleanly_and_says_how_to_go_on(undisturbed: Command, tmp_path: Path, how: signal.Signals) -> None:
     command = Command(tmp_path / "storage", undisturbed.data_dir, SMALL)
     process = command.start()
     command.wait_for(lambda: command.epochs() >= 3, process)
-    os.kill(process.pid, signal.SIGINT)
+    began = time.monotonic()
+    os.kill(process.pid, how)
     told, _ = process.communicate(timeout=120)
     assert process.returncode == 130, told
+    assert time.monotonic() - began < 30
+    if how == signal.SIGTERM:  # what ran was saved first, in the middle of its epoch
+        assert sum(events(command.storage, "interrupted").values()) >= 1
     assert f"Go on with: cryobench resume demo --storage {command.storage}" in told
     assert "Traceback" not in told
     arguments = command.arguments("demo", name=("resume",))

@@ -154,6 +154,13 @@ def test_a_loss_that_turns_nan_on_one_batch_is_a_divergence(tmp_path: Path) -> N
     assert result.test is None
 
 
+@pytest.mark.slow
+def test_a_compiled_trial_learns_alike(place: Place, one_trial: Build) -> None:
+    exact, compiled = (run_trial(one_trial(f"protocol.compile={on}"), place) for on in ("false", "true"))
+    a, b = (TrialFolder(place.storage, r.trial_id).epochs()[-1]["loss"] for r in (exact, compiled))
+    assert a == pytest.approx(b, rel=0.02)
+
+
 def test_deterministic_algorithms_are_asked_for(place: Place, one_trial: Build, tmp_path: Path) -> None:
     spec = one_trial("protocol.deterministic=true")
     first = run_trial(spec, place)
