@@ -32,7 +32,7 @@ def contact_sheet(store: TileStore, split: Split, count: int, path: Path) -> lis
     rows = -(-len(chosen) // columns)
     figure = Figure(figsize=(2.6 * columns, 2.75 * rows + 0.8), layout="constrained")
     bands = " ".join(shown_bands(info.groups[group].bands))
-    figure.suptitle(f"{info.dataset.title}: {split}, {bands} ({info.origin})", fontsize=9)
+    figure.suptitle(f"{info.dataset.title}: {split}, {bands}; {info.origin}", fontsize=9)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()

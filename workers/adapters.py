@@ -13,6 +13,9 @@ from cryobench.conf.errors import ConfigError, MissingLibraryError
 #: Names of the lists of blocks, stages and layers in every family; the number that follows is a block's place.
 _BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers|stages|resblocks|features|down|downs|encoder)\.(\d+)(?=\.)")
 
+#: What lies before the first block, though it may have layers of its own (DOFA's makes its weights by a transformer).
+_STEM = "patch_embed"
+
 
 def add_lora(encoder: nn.Module, rank: int, alpha: float) -> list[str]:
     """Put low-rank adapters (the peft library's) on the linear layers of every block; only they train.
@@ -34,6 +37,9 @@ def add_lora(encoder: nn.Module, rank: int, alpha: float) -> list[str]:
             f"{type(encoder).__name__} has no linear layers in attention or MLP to adapt. "
             "The regime lora is for transformers; choose frozen or finetune."
         )
+    for module in encoder.modules():
+        if hasattr(module, "qkv_bias_separate"):  # timm's BEiT attention else reads its weights without calling them
+            module.qkv_bias_separate = True  # type: ignore[assignment]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), encoder)
@@ -65,7 +71,7 @@ def parameter_groups(model: nn.Module, lr: float, layer_decay: float | None) -> 
 
 def block_places(names: list[str]) -> dict[str, int]:
     """A number for each parameter's depth: 0 before the first block, then block by block, norms at the end topmost."""
-    paths = {name: tuple(int(number) for number in _BLOCK.findall(name)) for name in names}
+    paths = {n: () if _STEM in n else tuple(int(number) for number in _BLOCK.findall(n)) for n in names}
     order = {path: i for i, path in enumerate(sorted({path for path in paths.values() if path}), start=1)}
     last = max(order.values(), default=0)
     return {name: order[path] if path else last if _closes(name) else 0 for name, path in paths.items()}
@@ -77,7 +83,7 @@ def _closes(name: str) -> bool:
 
 
 def _adaptable(encoder: nn.Module, name: str, module: nn.Module) -> bool:
-    if not isinstance(module, nn.Linear) or not _BLOCK.search(name + "."):
+    if not isinstance(module, nn.Linear) or not _BLOCK.search(name + ".") or _STEM in name:
         return False
     # torchvision's windowed attention reads the weights of its linear layers without calling them.
     parent = encoder.get_submodule(name.rpartition(".")[0])

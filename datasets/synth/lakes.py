@@ -33,7 +33,7 @@ def lake_scene(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], 
     colour = colour * (1 - snow) + _SNOW[:, None, None] * snow
     colour = colour * light
     cast = np.clip((light - 1.22) / 0.12, 0, 1) * (rng.random() < 0.9)
-    cast = np.maximum(cast, _cast_shadow(rng, size))
+    cast = np.maximum(cast, cast_shadow(rng, size))
     colour = colour * (1 - cast) + colour * _SHADOW[:, None, None] * cast
 
     lakes = lake_mask(rng, height, slope, size)
@@ -60,7 +60,7 @@ def lake_mask(
     return np.isin(parts, large[large > 0])
 
 
-def _cast_shadow(rng: np.random.Generator, size: int) -> NDArray[np.float64]:
+def cast_shadow(rng: np.random.Generator, size: int) -> NDArray[np.float64]:
     """Shadows of ridges outside the scene: soft-edged dark patches without relation to the terrain."""
     field = smooth(rng, size, size / 4)
     return np.clip((field - rng.uniform(0.9, 1.5)) / 0.15, 0, 1)
