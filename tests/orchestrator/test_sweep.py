@@ -293,3 +293,14 @@ def test_a_corrupt_tile_ends_its_trials_alone(data_dir: Path, tmp_path: Path) ->
         ("caffe", "failed", "corrupt_data"),
         ("glid", "completed", None),
     }
+
+
+def test_a_trial_alone_equals_the_same_beside_others(undisturbed: Command, tmp_path: Path) -> None:
+    from cryobench.workers.place import Place
+    from cryobench.workers.trial import run_trial
+
+    folder = undisturbed.finished()[0]
+    alone = run_trial(folder.spec(), Place(tmp_path / "s", undisturbed.data_dir, tmp_path / "cache", device="cpu"))
+    result = folder.result()
+    assert result is not None
+    assert alone.reproducible() == result.reproducible()
