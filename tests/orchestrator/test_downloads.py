@@ -94,7 +94,10 @@ def test_fetch_and_prepare_are_two_commands(served: tuple[str, dict[str, bytes],
     address, files, _ = served
     (tmp_path / "conf" / "dataset").mkdir(parents=True)
     places = "".join(f"  - url: {address}{name}\n    md5: {md5(content)}\n" for name, content in files.items())
-    (tmp_path / "conf" / "dataset" / "mine.yaml").write_text(f"defaults: [glid, _self_]\ndownloads:\n{places}")
+    layout = '{images: ["{split}/images"], masks: ["{split}/masks"]}'
+    whole = f"editions:\n  whole:\n    layout: {layout}\n    tiles: {{train: 8, val: 99}}\n"
+    text = f"defaults: [glid, _self_]\n{whole}downloads:\n{places}"
+    (tmp_path / "conf" / "dataset" / "mine.yaml").write_text(text)
     entry = "from cryobench.orchestrator.cli import main; main()"
     options = ["mine", "--data-dir", str(tmp_path / "data"), "--config-dir", str(tmp_path / "conf")]
 
@@ -105,7 +108,10 @@ def test_fetch_and_prepare_are_two_commands(served: tuple[str, dict[str, bytes],
 
     assert "Nothing to prepare 'mine' from" in run("prepare")
     assert "Now run: cryobench data prepare mine" in run("fetch")
-    assert "train: 8 tiles of 64 x 64" in run("prepare")
+    told = run("prepare")
+    assert "train: 8 tiles of 64 x 64, as published" in told
+    assert "val: 2 tiles of 64 x 64, but 99 are published" in told
+    assert "test: 3 tiles of 64 x 64\n" in told
     assert (tmp_path / "data" / "mine.zarr" / "zarr.json").exists()
 
 
