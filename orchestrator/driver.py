@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cryobench.conf.errors import ConfigError
+from cryobench.conf.errors import ConfigError, OutOfMemoryError
 from cryobench.conf.schema import ResourceSpec
 from cryobench.orchestrator.leaving import leaving_on_sigterm
 from cryobench.orchestrator.places import Places
@@ -20,6 +20,9 @@ from cryobench.orchestrator.progress import SweepProgress
 from cryobench.orchestrator.projection import LiveProjection
 from cryobench.orchestrator.sweeps import record_sweep
 from cryobench.workers.mirror import Mirror
+
+#: What Ray says when it ends a worker because its node runs out of memory.
+_LOW_MEMORY = "running low on memory"
 
 
 @dataclass(frozen=True)
@@ -110,42 +113,59 @@ def _tune(
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the watcher tells of trials that failed, in a line
     own_cluster = not ray.is_initialized()
-    if own_cluster:
-        _connect(ray, address)
-    try:
-        gpus = resources.gpus_per_trial
-        if gpus == "auto":
-            gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
-        _check_fits(ray.cluster_resources(), resources.cpus_per_trial, gpus)
-        place, leave = where.for_trials(resources), ray.remote(num_cpus=0)(Leave).remote()
-        specs = {t.spec.trial_id: t.spec.model_dump(mode="json") for t in todo}
-        with tempfile.TemporaryDirectory(prefix="cryobench-tune-") as scratch:
-            tuner = tune.Tuner(
-                tune.with_resources(trainable(place, specs, leave), {"cpu": resources.cpus_per_trial, "gpu": gpus}),
-                param_space={"trial": tune.grid_search(list(specs))},
-                tune_config=tune.TuneConfig(
-                    reuse_actors=True,
-                    max_concurrent_trials=resources.max_concurrent,
-                    trial_name_creator=lambda trial: str(trial.config["trial"]),
-                    trial_dirname_creator=lambda trial: str(trial.config["trial"]),
-                ),
-                run_config=tune.RunConfig(
-                    name="sweep",
-                    storage_path=scratch,
-                    failure_config=tune.FailureConfig(max_failures=resources.crash_retries),
-                    callbacks=[Watcher(progress, projection)],
-                    verbose=0,
-                ),
-            )
-            try:
-                with leaving_on_sigterm(lambda: leave.say.remote(), progress.running):
-                    tuner.fit()
-            except KeyboardInterrupt:
-                return True
-        return len(progress.specs) > sum(n for name, n in progress.counts.items() if name != "interrupted")
-    finally:
+    concurrent = resources.max_concurrent
+    specs = {t.spec.trial_id: t.spec.model_dump(mode="json") for t in todo}
+    for retries_left in range(resources.crash_retries, -1, -1):
         if own_cluster:
-            ray.shutdown()
+            _connect(ray, address)
+        try:
+            gpus = resources.gpus_per_trial
+            if gpus == "auto":
+                gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+            _check_fits(ray.cluster_resources(), resources.cpus_per_trial, gpus)
+            left = {trial: spec for trial, spec in specs.items() if not progress.ended(trial)}
+            place, leave = where.for_trials(resources), ray.remote(num_cpus=0)(Leave).remote()
+            with tempfile.TemporaryDirectory(prefix="cryobench-tune-") as scratch:
+                tuner = tune.Tuner(
+                    tune.with_resources(trainable(place, left, leave), {"cpu": resources.cpus_per_trial, "gpu": gpus}),
+                    param_space={"trial": tune.grid_search(list(left))},
+                    tune_config=tune.TuneConfig(
+                        reuse_actors=True,
+                        max_concurrent_trials=concurrent,
+                        trial_name_creator=lambda trial: str(trial.config["trial"]),
+                        trial_dirname_creator=lambda trial: str(trial.config["trial"]),
+                    ),
+                    run_config=tune.RunConfig(
+                        name="sweep",
+                        storage_path=scratch,
+                        failure_config=tune.FailureConfig(max_failures=resources.crash_retries),
+                        callbacks=[Watcher(progress, projection)],
+                        verbose=0,
+                    ),
+                )
+                try:
+                    with leaving_on_sigterm(lambda leave=leave: leave.say.remote(), progress.running):  # type: ignore[misc]
+                        tuner.fit()
+                except KeyboardInterrupt:
+                    return True
+                except RuntimeError as error:
+                    # Tune gives up where Ray ends a worker to save the node from running out of memory.
+                    if _LOW_MEMORY not in str(error):
+                        raise
+                    if not (own_cluster and retries_left):
+                        raise OutOfMemoryError(
+                            f"A node ran out of memory, the last time with {len(progress.running())} trials at a time. "
+                            "Lower resources.max_concurrent or use larger nodes, then run the same command again: "
+                            "finished trials are kept, the others continue."
+                        ) from error
+                    concurrent = max(1, len(progress.running()) - 1)
+                    progress.tell_low_memory(concurrent)
+                    continue
+            return len(progress.specs) > sum(n for name, n in progress.counts.items() if name != "interrupted")
+        finally:
+            if own_cluster:
+                ray.shutdown()
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _connect(ray: Any, address: str | None) -> None:

@@ -80,6 +80,21 @@ class SweepProgress:
         """The trials that run now."""
         return set(self._running)
 
+    def ended(self, trial: str) -> bool:
+        """Whether a trial has ended in this run."""
+        return trial in self._ended
+
+    def tell_low_memory(self, concurrent: int) -> None:
+        """Ray ended workers to keep a node from running out of memory; what ran goes on from its checkpoints."""
+        self._running.clear()
+        self.console.print(
+            f"A node ran out of memory; going on from the last checkpoints, {concurrent} at a time. "
+            "resources.max_concurrent sets this from the start.",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
     def _tell_once(self, text: str) -> None:
         if text not in self._told:
             self._told.add(text)

@@ -13,6 +13,7 @@ from ray.tune.trainable import wrap_function
 from cryobench.conf.errors import CryobenchError, HungReadError, InterruptedTrialError
 from cryobench.conf.trial import TrialSpec
 from cryobench.workers.leaving import asked_to_leave, busy, listen
+from cryobench.workers.memory import release
 from cryobench.workers.place import Place
 from cryobench.workers.trial import run_trial
 
@@ -62,6 +63,7 @@ def _run_in_worker(config: dict[str, Any], place: Place, specs: dict[str, dict[s
         if event["event"] in _NEWS:
             tune.report({key: value for key, value in event.items() if isinstance(value, str | int | float)})
 
+    release()  # what the trial before left in this process
     with busy(), _Ear(leave) as ear:
         try:
             result = run_trial(spec, place, report=report, should_stop=lambda: asked_to_leave() or ear.heard)

@@ -304,3 +304,37 @@ def test_a_trial_alone_equals_the_same_beside_others(undisturbed: Command, tmp_p
     result = folder.result()
     assert result is not None
     assert alone.reproducible() == result.reproducible()
+
+
+def test_a_node_that_runs_out_of_memory_does_not_end_the_sweep(
+    undisturbed: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune itself gives up when Ray ends a worker to save its node; here it does so in the middle of the sweep."""
+    from ray import tune
+    from ray.tune.execution.tune_controller import TuneController
+    from rich.console import Console
+
+    from cryobench.conf.compose import load_sweep
+    from cryobench.orchestrator.driver import run_sweep
+    from cryobench.orchestrator.places import places
+    from cryobench.orchestrator.plan import make_plan
+
+    assert tune
+    storage = tmp_path / "storage"
+    where = places(str(storage), data_dir=str(undisturbed.data_dir), cache_dir=str(tmp_path / "cache"))
+    real, struck = TuneController.step, []
+
+    def step(self: TuneController) -> None:
+        real(self)
+        if not struck and sum(len(f.epochs()) for f in all_trials(storage)) >= 3:
+            struck.append(True)
+            raise RuntimeError("1 worker(s) were killed due to the node running low on memory.")
+
+    monkeypatch.setattr(TuneController, "step", step)
+    console = Console(record=True, width=200)
+    plan = make_plan(load_sweep(SMALL), where)
+    outcome = run_sweep(plan, where, console, uri=default_uri(storage))
+    assert struck
+    assert outcome.counts == {"completed": 4}
+    assert "A node ran out of memory; going on from the last checkpoints, 1 at a time" in console.export_text()
+    check_same_and_once(Command(storage, undisturbed.data_dir, SMALL), undisturbed.storage)
