@@ -125,12 +125,7 @@ def cold_crops_a_second(batches: Callable[[], Iterable[int]], folder: Path) -> f
 
 def decode_ratio(store: TileStore, folder: Path) -> float:
     """Speed of decoding into the node cache, as a share of bare decompression into the same kind of memory."""
-    chunks = [
-        (split, name, i)
-        for split, info in store.info.splits.items()
-        for name in store.arrays
-        for i in range(info.tiles)
-    ]
+    chunks = store.chunks()
 
     def bare(chunk: tuple[Any, str, int]) -> None:
         split, name, index = chunk

@@ -147,9 +147,7 @@ def _decode(store: TileStore, folder: Path, threads: int, progress: Progress) ->
     shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir(parents=True)
-        chunks = [
-            (s, name, i) for s, info in store.info.splits.items() for name in store.arrays for i in range(info.tiles)
-        ]
+        chunks = store.chunks()
         outputs: dict[tuple[str, str], NDArray[Any]] = {}
         for split in store.info.splits:
             for name in store.arrays:

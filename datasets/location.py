@@ -39,7 +39,7 @@ class RemoteFolder:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._fs, self._root = _filesystem(url)
+        self._fs, self._root = open_filesystem(url)
         self.name = self._root.rpartition("/")[2]
 
     def __str__(self) -> str:
@@ -86,7 +86,12 @@ def below(where: Path | str, name: str) -> Path | str:
 
 
 @cache
-def _filesystem(url: str) -> tuple[Any, str]:
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """The filesystem of a URL, and the path in it.
+
+    Raises:
+        ConfigError: a URL that names no filesystem.
+    """
     import pyarrow as pa
     from pyarrow import fs
 
@@ -94,6 +99,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
         filesystem, root = fs.FileSystem.from_uri(url)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ConfigError(
-            f"{url}: {' '.join(str(error).split())[:200]}. Expected a local folder or a URL such as s3://bucket/folder."
+            f"{url}: {' '.join(str(error).split())[:200]}. Expected a local folder or a URL such as "
+            "s3://bucket/folder or gs://bucket/folder."
         ) from error
     return filesystem, root.rstrip("/")

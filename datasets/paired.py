@@ -7,6 +7,8 @@ says; paired by file name (without the masks' tag) or, where names differ, by so
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from rasterio.windows import Window as RasterWindow
 from cryobench.conf.data import DatasetSpec
 from cryobench.conf.errors import DataError, MissingDataError
 from cryobench.conf.terms import SPLITS, Split
-from cryobench.datasets.rasters import make_tile
+from cryobench.datasets.rasters import make_tile, unequal_sizes
 from cryobench.datasets.tiles import RawTile, TileFiles, Window
 
 _SUFFIXES = {".tif", ".tiff", ".png"}
@@ -67,20 +69,11 @@ def shape(files: TileFiles) -> tuple[int, int]:
     """
     sizes = []
     for path in (files.image, files.mask):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)
-                with rasterio.open(path) as raster:
-                    sizes.append((int(raster.height), int(raster.width)))
-        except RasterioError as error:
-            raise _unreadable(path, error) from error
-    (height, width), (mask_height, mask_width) = sizes
+        with _opened(path) as raster:
+            sizes.append((int(raster.height), int(raster.width)))
     if sizes[0] != sizes[1]:
-        raise DataError(
-            f"{files.mask}: {mask_width} x {mask_height} pixels, but its image {files.image.name} has "
-            f"{width} x {height}. Image and mask must cover the same pixels."
-        )
-    return height, width
+        raise unequal_sizes(files, *sizes)
+    return sizes[0]
 
 
 def _lacks_validation(spec: DatasetSpec, source: Path) -> bool:
@@ -127,22 +120,24 @@ def _listed(spec: DatasetSpec, source: Path, patterns: tuple[str, ...], split: S
 
 def _raster(path: Path, window: Window | None) -> tuple[NDArray[Any], str | None, tuple[float, ...] | None]:
     """All bands of a file, or of the part of it that ``window`` covers."""
+    with _opened(path) as raster:
+        part = None
+        if window is not None:
+            height = min(window.height, raster.height - window.top)
+            part = RasterWindow(window.left, window.top, min(window.width, raster.width - window.left), height)
+        crs = raster.crs.to_string() if raster.crs is not None else None
+        placed = raster.window_transform(part) if part is not None else raster.transform
+        return raster.read(window=part), crs, tuple(placed)[:6] if crs else None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(path) as raster:
-                part = None
-                if window is not None:
-                    height = min(window.height, raster.height - window.top)
-                    part = RasterWindow(window.left, window.top, min(window.width, raster.width - window.left), height)
-                crs = raster.crs.to_string() if raster.crs is not None else None
-                placed = raster.window_transform(part) if part is not None else raster.transform
-                return raster.read(window=part), crs, tuple(placed)[:6] if crs else None
+                yield raster
     except RasterioError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: RasterioError) -> DataError:
-    return DataError(
-        f"{path}: cannot be read as an image ({error}). The file is damaged or not a GeoTIFF/PNG; fetch it again."
-    )
+        raise DataError(
+            f"{path}: cannot be read as an image ({error}). The file is damaged or not a GeoTIFF/PNG; fetch it again."
+        ) from error

@@ -28,10 +28,7 @@ def make_tile(
         DataError: sizes that differ, NaN without ``nan_fill``, label values outside the coding.
     """
     if labels.shape != image.shape[1:]:
-        raise DataError(
-            f"{files.mask}: {labels.shape[1]} x {labels.shape[0]} pixels, but its image {files.image.name} has "
-            f"{image.shape[2]} x {image.shape[1]}. Image and mask must cover the same pixels."
-        )
+        raise unequal_sizes(files, image.shape[1:], labels.shape)
     absent = absent_pixels(spec, files.image, image)
     mask = classes(spec, files.mask, labels)
     if absent is not None:
@@ -53,6 +50,14 @@ def make_tile(
         chosen = image[members]
         groups[group] = np.ascontiguousarray(chosen if window is None else _filled_up(chosen, window, spec.nan_fill))
     return RawTile(groups, mask, crs, transform, missing or None)
+
+
+def unequal_sizes(files: TileFiles, image: tuple[int, ...], mask: tuple[int, ...]) -> DataError:
+    """What to say of an image and a mask (H, W) that do not cover the same pixels."""
+    return DataError(
+        f"{files.mask}: {mask[1]} x {mask[0]} pixels, but its image {files.image.name} has {image[1]} x {image[0]}. "
+        "Image and mask must cover the same pixels."
+    )
 
 
 def absent_pixels(spec: DatasetSpec, path: Path, image: NDArray[Any]) -> NDArray[np.bool_] | None:

@@ -21,20 +21,27 @@ def survey(spec: DatasetSpec, source: Path) -> tuple[str, list[TileFiles]]:
         MissingDataError: no edition is there, or one lacks a split.
         DataError: files that do not pair up, or a scene that lies in two splits.
     """
+    name, files = _edition(spec, source)
+    one = spec.edition(name)
+    if one.grid is not None:
+        _require_apart(spec, files)
+        reader = reader_for(one)
+        files = [tile for scene in files for tile in _cut(scene, reader.shape(scene), one.grid)]
+    return name, files
+
+
+def _edition(spec: DatasetSpec, source: Path) -> tuple[str, list[TileFiles]]:
+    """The edition that ``source`` holds, and its files by split, not cut yet."""
     complaints: dict[str, MissingDataError] = {}
     for name in spec.editions or ("",):
         one = spec.edition(name)
-        reader = reader_for(one)
         try:
-            files = reader.scan(one, source)
+            files = reader_for(one).scan(one, source)
         except MissingDataError as error:
             complaints[name] = error
             continue
         if one.layout.validation_share is not None:
             files = _with_validation(files, one.layout.validation_share)
-        if one.grid is not None:
-            _require_apart(spec, files)
-            files = [tile for scene in files for tile in _cut(scene, reader.shape(scene), one.grid)]
         return name, files
     if len(complaints) == 1:
         raise next(iter(complaints.values()))
@@ -53,14 +60,14 @@ def source_of(spec: DatasetSpec, folder: Path, depth: int = 4) -> Path:
     for _ in range(depth):
         for candidate in level:
             try:
-                survey(spec, candidate)
+                _edition(spec, candidate)
             except MissingDataError:
                 continue
             return candidate
         level = [child for parent in level for child in sorted(parent.iterdir()) if child.is_dir()]
         if len(level) > 200:
             break
-    survey(spec, folder)
+    _edition(spec, folder)
     return folder
 
 

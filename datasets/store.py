@@ -217,11 +217,22 @@ class TileStore:
             )
         return target
 
+    def chunks(self) -> list[tuple[Split, str, int]]:
+        """Every tile of every array: split, array, number."""
+        return [
+            (split, name, i)
+            for split, info in self.info.splits.items()
+            for name in self.arrays
+            for i in range(info.tiles)
+        ]
+
+    def name_of(self, split: Split, name: str, index: int) -> str:
+        """A tile of an array, in words."""
+        return f"{self.path}: tile {index} of {split}/{name} ({self.records(split)[index].image})"
+
     def _corrupt(self, split: Split, name: str, index: int, what: str) -> CorruptDataError:
-        image = self.records(split)[index].image
         return CorruptDataError(
-            f"{self.path}: tile {index} of {split}/{name} ({image}) {what}. "
-            f"Prepare the data set again: {_again(self.info)}."
+            f"{self.name_of(split, name, index)} {what}. Prepare the data set again: {_again(self.info)}."
         )
 
     @cached_property

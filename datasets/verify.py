@@ -24,12 +24,7 @@ def verify(
             f"{store.path}: the index does not belong to this store: expected digest {store.info.digest[:12]}…, "
             f"found {found[:12]}…. Prepare the data set again."
         )
-    chunks = [
-        (split, name, i)
-        for split, info in store.info.splits.items()
-        for name in store.arrays
-        for i in range(info.tiles)
-    ]
+    chunks = store.chunks()
 
     def check(chunk: tuple[Split, str, int]) -> str | None:
         split, name, index = chunk
@@ -38,7 +33,7 @@ def verify(
         except CorruptDataError as error:
             return str(error)
         record = store.records(split)[index]
-        where = f"{store.path}: tile {index} of {split}/{name} ({record.image})"
+        where = store.name_of(split, name, index)
         if tile_digest(values) != record.digests[name]:
             return f"{where} is not what was written: its SHA-256 differs. Prepare the data set again."
         if name == "mask":

@@ -115,7 +115,8 @@ def _tune(
     own_cluster = not ray.is_initialized()
     concurrent = resources.max_concurrent
     specs = {t.spec.trial_id: t.spec.model_dump(mode="json") for t in todo}
-    for retries_left in range(resources.crash_retries, -1, -1):
+    retries_left = resources.crash_retries
+    while True:
         if own_cluster:
             _connect(ray, address)
         try:
@@ -160,12 +161,12 @@ def _tune(
                         ) from error
                     concurrent = max(1, len(progress.running()) - 1)
                     progress.tell_low_memory(concurrent)
+                    retries_left -= 1
                     continue
             return len(progress.specs) > sum(n for name, n in progress.counts.items() if name != "interrupted")
         finally:
             if own_cluster:
                 ray.shutdown()
-    raise AssertionError("the last attempt returns or raises")
 
 
 def _connect(ray: Any, address: str | None) -> None:

@@ -44,7 +44,7 @@ def download(url: str, target: Path, progress: Progress = lambda done, total: No
         if error.code == 416:  # nothing is left to send: the part is whole
             part.replace(target)
             return
-        raise FetchError(f"{url} answered {error.code} {error.reason}. Is the address still right?") from error
+        raise _refused(url, error) from error
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise FetchError(f"{url} cannot be reached ({error}).") from error
     except OSError as error:
@@ -62,7 +62,7 @@ def fetch_json(url: str) -> dict[str, Any]:
         with urllib.request.urlopen(url, timeout=60) as answer:
             found = json.loads(answer.read(_CHUNK * 16))
     except urllib.error.HTTPError as error:
-        raise FetchError(f"{url} answered {error.code} {error.reason}. Is the address still right?") from error
+        raise _refused(url, error) from error
     except (OSError, ValueError) as error:
         raise FetchError(f"{url} cannot be read ({error}).") from error
     if not isinstance(found, dict):
@@ -90,3 +90,7 @@ def download_from_hub(repository: str, file: str, target: Path) -> None:
         raise FetchError(f"{file} of {repository} on the Hugging Face Hub cannot be fetched ({reason}).") from error
     if found != target:
         found.replace(target)
+
+
+def _refused(url: str, error: urllib.error.HTTPError) -> FetchError:
+    return FetchError(f"{url} answered {error.code} {error.reason}. Is the address still right?")

@@ -105,7 +105,7 @@ def places(
     near = data if isinstance(data, Path) else Path("cryobench-data").resolve()
     cache = _folder(cache_dir, "CRYOBENCH_CACHE", str(near / "cache"))
     asked = storage or os.environ.get("CRYOBENCH_STORAGE") or "cryobench-storage"
-    url = asked.rstrip("/") if "://" in asked else None
+    url = asked.rstrip("/") if is_url(asked) else None
     if url:
         from cryobench.workers.mirror import Mirror
 
@@ -127,6 +127,6 @@ def places(
 
 def _folder(given: str | None, variable: str, default: str) -> Path:
     text = given or os.environ.get(variable) or default
-    if "://" in text:
+    if is_url(text):
         raise ConfigError(f"{text}: expected a local folder; only --storage and --data-dir may be URLs.")
     return Path(text).expanduser().resolve()

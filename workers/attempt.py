@@ -156,11 +156,11 @@ class Attempt:
                             micro_batches=parts,
                             pause=self._is_time_to_save,
                         )
-                        loss = float(position.loss) / position.step
                     if position.step < steps:
                         self._pause(state, model, optimizer, position)
+                with self._timed("training"):  # a GPU may still be at it
+                    loss = float(position.loss) / steps
                 seconds = time.monotonic() - began
-                loss = float(position.loss) / steps
                 if not np.isfinite(loss):
                     self.report(self.folder.record("diverged", epoch=epoch))
                     return state, f"The loss became {loss} in epoch {epoch} at learning rate {spec.lr:g}."

@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from cryobench.conf.errors import ConfigError, StorageError
+from cryobench.conf.errors import StorageError
+from cryobench.datasets.location import open_filesystem
 from cryobench.workers.folder import CONFUSION, CONFUSION_PICTURE, EVENTS, RESULT, SAMPLES_PICTURE, SPEC
 
 _SMALL = {SPEC, EVENTS, RESULT, CONFUSION, SAMPLES_PICTURE, CONFUSION_PICTURE}
@@ -31,13 +32,7 @@ class Mirror:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        try:
-            self._fs, self._root = fs.FileSystem.from_uri(url)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise ConfigError(
-                f"--storage {url}: {' '.join(str(error).split())[:200]}. Expected a local folder or a URL such as "
-                "s3://bucket/folder or gs://bucket/folder."
-            ) from error
+        self._fs, self._root = open_filesystem(url)
         self._known: dict[str, tuple[int, int]] = {}
 
     def pull(self, storage: Path) -> None:
