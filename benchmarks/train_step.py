@@ -38,6 +38,7 @@ if "cryobench" not in sys.modules:  # from a checkout, without installing it or 
     sys.modules["cryobench"] = package
 
 from cryobench.datasets.batches import BatchLoader, EpochSampler
+from cryobench.datasets.sources import CachedTiles
 from cryobench.encoders.vit import TimmVit
 from cryobench.workers.decoders.upernet import UPerNet
 from cryobench.workers.segmentation import SegmentationModel, autocast, make_adamw, set_precision, training_step
@@ -51,42 +52,21 @@ MODELS = {
 WAYS = ("reference", "ours_fp32", "ours_bf16")
 
 
-class Tiles:
-    """Tiles in memory-mapped arrays, as the node cache holds them."""
-
-    names = ("optical", "mask")
+class Tiles(CachedTiles):
+    """Generated tiles in memory-mapped arrays, as the node cache holds them."""
 
     def __init__(self, folder: Path, count: int) -> None:
         rng = np.random.default_rng(0)
-        self.files = {name: folder / f"{name}.npy" for name in self.names}
-        images = np.lib.format.open_memmap(self.files["optical"], "w+", np.uint16, (count, BANDS, SIDE, SIDE))
-        masks = np.lib.format.open_memmap(self.files["mask"], "w+", np.uint8, (count, SIDE, SIDE))
+        images = np.lib.format.open_memmap(folder / "train-optical.npy", "w+", np.uint16, (count, BANDS, SIDE, SIDE))
+        masks = np.lib.format.open_memmap(folder / "train-mask.npy", "w+", np.uint8, (count, SIDE, SIDE))
         for i in range(count):
             coarse = np.kron(rng.random((SIDE // 32, SIDE // 32)) > 0.5, np.ones((32, 32)))
             noise = rng.normal(0, 300, (BANDS, SIDE, SIDE))
             images[i] = (1000 + 400 * coarse * rng.uniform(0.5, 1.5, (BANDS, 1, 1)) + noise).clip(0, 65535)
             masks[i] = coarse
-        self._arrays = {name: np.asarray(np.load(path, mmap_mode="r")) for name, path in self.files.items()}
-        sample = self._arrays["optical"][:4].astype(np.float64)
+        super().__init__(folder, "train", ("optical", "mask"))
+        sample = images[:4].astype(np.float64)
         self.mean, self.std = sample.mean(axis=(0, 2, 3)), sample.std(axis=(0, 2, 3))
-
-    def __len__(self) -> int:
-        """Number of tiles."""
-        return len(self._arrays["mask"])
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tile."""
-        return tuple(self._arrays[name].shape[1:])
-
-    def dtype(self, name: str) -> np.dtype[Any]:
-        """Dtype of the tiles."""
-        found: np.dtype[Any] = self._arrays[name].dtype
-        return found
-
-    def crop(self, name: str, index: int, top: int, left: int, height: int, width: int) -> np.ndarray[Any, Any]:
-        """A window of one tile."""
-        window: np.ndarray[Any, Any] = self._arrays[name][index, ..., top : top + height, left : left + width]
-        return window
 
 
 class ReferenceTiles(Dataset[tuple[torch.Tensor, torch.Tensor]]):

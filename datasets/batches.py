@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,7 @@ from torch import Tensor
 from cryobench.conf.errors import ConfigError
 from cryobench.conf.streams import stream
 from cryobench.datasets.ahead import read_ahead
-
-if TYPE_CHECKING:
-    from cryobench.datasets.cache import TileSource
+from cryobench.datasets.sources import TileSource
 
 #: Bytes worth handing to a thread; of smaller batches several are cut at a time.
 _WORTH_A_TASK = 4 << 20

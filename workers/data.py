@@ -15,8 +15,9 @@ from cryobench.conf.schema import ResourceSpec
 from cryobench.conf.terms import Split
 from cryobench.conf.trial import TrialSpec
 from cryobench.datasets.batches import BatchLoader, EpochSampler, crop_size
-from cryobench.datasets.cache import TileSource, open_tiles
+from cryobench.datasets.cache import open_tiles
 from cryobench.datasets.preprocess import Preprocess
+from cryobench.datasets.sources import TileSource
 from cryobench.datasets.store import StoreInfo, TileStore
 from cryobench.datasets.subsets import stratified_subset, subset_digest
 

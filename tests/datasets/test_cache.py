@@ -8,7 +8,8 @@ import pytest
 
 from cryobench.conf.errors import CorruptDataError, DiskFullError
 from cryobench.datasets import cache
-from cryobench.datasets.cache import CachedTiles, StoredTiles, decoded_bytes, open_tiles
+from cryobench.datasets.cache import StoredTiles, decoded_bytes, open_tiles
+from cryobench.datasets.sources import CachedTiles
 from cryobench.datasets.store import TileStore
 
 LIMIT = 10**9

@@ -19,7 +19,7 @@ import torch
 from cryobench.conf.errors import HungReadError, InterruptedTrialError, OutOfMemoryError
 from cryobench.conf.schema import ResourceSpec
 from cryobench.conf.trial import TrialSpec
-from cryobench.datasets.cache import CachedTiles
+from cryobench.datasets.sources import CachedTiles
 from cryobench.encoders.unet import UNetEncoder as UNet
 from cryobench.workers.folder import TrialFolder
 from cryobench.workers.place import Place
