@@ -33,13 +33,13 @@ from rasterio.errors import NotGeoreferencedWarning
 from torch.utils.data import DataLoader, Dataset
 
 from cryobench.conf.compose import load_dataset
-from cryobench.conf.data import DatasetSpec
+from cryobench.conf.dataset_spec import DatasetSpec
 from cryobench.conf.trial import Feed, Source
-from cryobench.datasets.batches import BatchLoader, EpochSampler
-from cryobench.datasets.cache import StoredTiles, open_tiles
-from cryobench.datasets.convert import convert
-from cryobench.datasets.preprocess import Preprocess
-from cryobench.datasets.store import TileStore
+from cryobench.datasets.batches.batch_loader import BatchLoader, EpochSampler
+from cryobench.datasets.batches.node_cache import StoredTiles, open_tiles
+from cryobench.datasets.batches.preprocess import Preprocess
+from cryobench.datasets.store.convert import convert
+from cryobench.datasets.store.tile_store import TileStore
 
 CROP, BATCH, SIDE = 224, 8, 512
 KINDS = {"gsdd": (".tif", "float32"), "glid": (".tif", "uint8"), "caffe": (".png", "uint8")}

@@ -37,11 +37,11 @@ if "cryobench" not in sys.modules:  # from a checkout, without installing it or 
     package.__path__ = [str(Path(__file__).resolve().parents[1])]
     sys.modules["cryobench"] = package
 
-from cryobench.datasets.batches import BatchLoader, EpochSampler
-from cryobench.datasets.sources import CachedTiles
+from cryobench.datasets.batches.batch_loader import BatchLoader, EpochSampler
+from cryobench.datasets.batches.tile_source import CachedTiles
 from cryobench.encoders.vit import TimmVit
-from cryobench.workers.decoders.upernet import UPerNet
-from cryobench.workers.segmentation import SegmentationModel, autocast, make_adamw, set_precision, training_step
+from cryobench.workers.model.decoders.upernet import UPerNet
+from cryobench.workers.model.segmentation import SegmentationModel, autocast, make_adamw, set_precision, training_step
 
 BANDS, SIDE, CLASSES = 10, 512, 2
 MODELS = {

@@ -30,16 +30,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from cryobench.conf.compose import load_dataset, load_sweep
 from cryobench.conf.trial import TrialSpec
-from cryobench.datasets.convert import convert
-from cryobench.datasets.store import TileStore
+from cryobench.datasets.store.convert import convert
+from cryobench.datasets.store.tile_store import TileStore
 from cryobench.datasets.synth.generate import fitted, generate
 from cryobench.orchestrator.places import Places
-from cryobench.orchestrator.plan import make_plan
-from cryobench.workers.metrics import confusion, metrics
-from cryobench.workers.model import build_model
+from cryobench.orchestrator.sweep.plan import make_plan
+from cryobench.workers.model.build import build_model
 from cryobench.workers.place import Place
+from cryobench.workers.training.metrics import confusion, metrics
+from cryobench.workers.training.windows import window_offsets
 from cryobench.workers.trial import run_trial
-from cryobench.workers.windows import window_offsets
 
 PARTS = ("start", "data", "training", "evaluation", "checkpointing")
 _FEED = {"B4": 0, "B3": 1, "B2": 2}

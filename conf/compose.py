@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from cryobench.conf.data import DatasetSpec
+from cryobench.conf.dataset_spec import DatasetSpec
 from cryobench.conf.errors import ConfigError, UnknownNameError
 from cryobench.conf.schema import EncoderSpec, RegimeSpec, SweepSpec
 

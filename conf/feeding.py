@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from cryobench.conf.data import DatasetSpec
+from cryobench.conf.dataset_spec import DatasetSpec
 from cryobench.conf.errors import ConfigError
 from cryobench.conf.schema import EncoderSpec
 from cryobench.conf.terms import SAR_NAMES, Modality, Variant

@@ -1,7 +1,7 @@
 """The typed schema of everything that can be asked for, as frozen pydantic models.
 
 `EncoderSpec`, `RegimeSpec`, `ProtocolSpec`, `ResourceSpec` mirror the YAML groups of the same names (data sets:
-`cryobench.conf.data`); `SweepSpec` is a whole request. What a single trial is, and its name, lives in
+`cryobench.conf.dataset_spec`); `SweepSpec` is a whole request. What a single trial is, and its name, lives in
 `cryobench.conf.trial`.
 """
 
@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cryobench.conf.data import DatasetSpec
+from cryobench.conf.dataset_spec import DatasetSpec
 from cryobench.conf.strict import Fraction, Strict
 from cryobench.conf.terms import Modality, Setting, Variant
 

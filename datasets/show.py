@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from cryobench.conf.terms import IGNORE, Split
-from cryobench.datasets.store import TileStore
+from cryobench.datasets.store.tile_store import TileStore
 
 #: One colour a class, wherever labels are drawn.
 COLOURS = colormaps["tab10"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryobench.conf.errors import ConfigError
-from cryobench.datasets.location import below, is_url, locate
+from cryobench.datasets.store.location import below, is_url, locate
 
 if TYPE_CHECKING:
     from cryobench.conf.schema import ResourceSpec
@@ -107,7 +107,7 @@ def places(
     asked = storage or os.environ.get("CRYOBENCH_STORAGE") or "cryobench-storage"
     url = asked.rstrip("/") if is_url(asked) else None
     if url:
-        from cryobench.workers.mirror import Mirror
+        from cryobench.workers.record.mirror import Mirror
 
         local = cache / "storages" / hashlib.sha256(url.encode()).hexdigest()[:12] / "driver"
         Mirror(url).pull(local)

@@ -9,11 +9,11 @@ import pytest
 
 from cryobench.conf.compose import load_dataset, load_sweep
 from cryobench.conf.trial import TrialSpec
-from cryobench.datasets.convert import convert
-from cryobench.datasets.store import TileStore
+from cryobench.datasets.store.convert import convert
+from cryobench.datasets.store.tile_store import TileStore
 from cryobench.datasets.synth.generate import fitted, generate
 from cryobench.orchestrator.places import Places
-from cryobench.orchestrator.plan import make_plan
+from cryobench.orchestrator.sweep.plan import make_plan
 from cryobench.workers.place import Place
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

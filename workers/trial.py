@@ -20,13 +20,13 @@ from cryobench.conf.errors import (
     OutOfMemoryError,
 )
 from cryobench.conf.trial import TrialSpec
-from cryobench.workers.attempt import Attempt, Report
-from cryobench.workers.folder import STACKS, TrialFolder
-from cryobench.workers.memory import is_out_of_memory
-from cryobench.workers.mirror import Mirror
 from cryobench.workers.place import Place
-from cryobench.workers.provenance import code_version
-from cryobench.workers.result import TestMetrics, TrialResult
+from cryobench.workers.record.folder import STACKS, TrialFolder
+from cryobench.workers.record.mirror import Mirror
+from cryobench.workers.record.result import TestMetrics, TrialResult
+from cryobench.workers.training.attempt import Attempt, Report
+from cryobench.workers.training.memory import is_out_of_memory
+from cryobench.workers.training.provenance import code_version
 
 
 def run_trial(

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
 
-from cryobench.conf.data import DatasetSpec, GridSpec
+from cryobench.conf.dataset_spec import DatasetSpec, GridSpec
 from cryobench.conf.errors import DataError, UnknownNameError, disk_full
 from cryobench.conf.streams import stream
 from cryobench.conf.terms import SPLITS
-from cryobench.datasets.description import ORIGIN_FILE
+from cryobench.datasets.store.description import ORIGIN_FILE
 from cryobench.datasets.synth.debris import debris_scene
 from cryobench.datasets.synth.fronts import front_scene
 from cryobench.datasets.synth.ice import ice_scene

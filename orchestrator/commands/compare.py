@@ -10,11 +10,11 @@ import typer
 from rich.table import Table
 
 from cryobench.orchestrator.commands.options import Json, Storage
-from cryobench.orchestrator.commands.shown import console, print_json
+from cryobench.orchestrator.commands.output import console, print_json
 
 if TYPE_CHECKING:
-    from cryobench.workers.compare import Comparison
-    from cryobench.workers.folder import TrialFolder
+    from cryobench.workers.record.comparison import Comparison
+    from cryobench.workers.record.folder import TrialFolder
 
 Trial = Annotated[str, typer.Argument(help="A trial id of this storage, or a trial's folder anywhere.")]
 _SHOWN = 12
@@ -23,8 +23,8 @@ _SHOWN = 12
 def compare(first: Trial, second: Trial, storage: Storage = None, json: Json = False) -> None:
     """Show two trials' metric histories and weights side by side, and where they first differ (then exit with 1)."""
     from cryobench.orchestrator.places import places
-    from cryobench.workers.compare import compare as compare_trials
-    from cryobench.workers.folder import TrialFolder
+    from cryobench.workers.record.comparison import compare as compare_trials
+    from cryobench.workers.record.folder import TrialFolder
 
     where = places(storage)
 

@@ -9,8 +9,8 @@ import typer
 from rich.table import Table
 
 from cryobench.orchestrator.commands.options import ConfigDir, DataDir, Json
+from cryobench.orchestrator.commands.output import bar, console, print_json
 from cryobench.orchestrator.commands.prepare import Name, Threads, register
-from cryobench.orchestrator.commands.shown import bar, console, print_json
 
 app = typer.Typer(help="Tile stores.", no_args_is_help=True)
 register(app)
@@ -21,8 +21,8 @@ def list_(data_dir: DataDir = None, config_dir: ConfigDir = None, json: Json = F
     """List the configured data sets and which are prepared."""
     from cryobench.conf.compose import load_datasets
     from cryobench.conf.errors import CryobenchError
-    from cryobench.datasets.store import read_info
-    from cryobench.datasets.tiles import is_built
+    from cryobench.datasets.raw.reader import is_built
+    from cryobench.datasets.store.tile_store import read_info
     from cryobench.orchestrator.places import places
 
     where = places(data_dir=data_dir, config_dir=config_dir)
@@ -53,7 +53,7 @@ def list_(data_dir: DataDir = None, config_dir: ConfigDir = None, json: Json = F
 def info(name: Name, data_dir: DataDir = None, config_dir: ConfigDir = None, json: Json = False) -> None:
     """Show what a tile store holds."""
     from cryobench.conf.compose import load_dataset
-    from cryobench.datasets.store import read_info
+    from cryobench.datasets.store.tile_store import read_info
     from cryobench.orchestrator.places import places
 
     where = places(data_dir=data_dir, config_dir=config_dir)
@@ -102,7 +102,7 @@ def show(
     """Write a contact sheet: tiles in false colour with the outlines of their labels."""
     from cryobench.conf.compose import load_dataset
     from cryobench.datasets.show import contact_sheet
-    from cryobench.datasets.store import TileStore
+    from cryobench.datasets.store.tile_store import TileStore
     from cryobench.orchestrator.places import places
 
     where = places(data_dir=data_dir, config_dir=config_dir)
@@ -117,8 +117,8 @@ def verify(name: Name, data_dir: DataDir = None, config_dir: ConfigDir = None, t
     """Read every chunk again and compare it with its digest."""
     from cryobench.conf.compose import load_dataset
     from cryobench.conf.errors import CorruptDataError
-    from cryobench.datasets.store import TileStore
-    from cryobench.datasets.verify import verify as verify_store
+    from cryobench.datasets.store.tile_store import TileStore
+    from cryobench.datasets.store.verify import verify as verify_store
     from cryobench.orchestrator.places import places
 
     where = places(data_dir=data_dir, config_dir=config_dir)

@@ -9,10 +9,10 @@ import typer
 from rich.table import Table
 
 from cryobench.orchestrator.commands.options import CacheDir, ConfigDir, Json, WeightsDir
-from cryobench.orchestrator.commands.shown import console, print_json
+from cryobench.orchestrator.commands.output import console, print_json
 
 if TYPE_CHECKING:
-    from cryobench.conf.data import DatasetSpec
+    from cryobench.conf.dataset_spec import DatasetSpec
     from cryobench.conf.schema import EncoderSpec
     from cryobench.conf.terms import Variant
 
@@ -84,7 +84,7 @@ def _cost(encoder: EncoderSpec, variant: Variant, data: DatasetSpec) -> dict[str
     from cryobench.conf.feeding import feed
     from cryobench.conf.schema import ProtocolSpec
     from cryobench.encoders.registry import is_built
-    from cryobench.workers.cost import cost_of
+    from cryobench.workers.model.cost import cost_of
 
     if not is_built(encoder.family):
         return {}

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cryobench.orchestrator.commands.options import CacheDir, ConfigDir, DataDir
-from cryobench.orchestrator.commands.shown import bar, byte_bars, console
+from cryobench.orchestrator.commands.output import bar, byte_bars, console
 
 if TYPE_CHECKING:
-    from cryobench.conf.data import DatasetSpec
-    from cryobench.datasets.store import StoreInfo
+    from cryobench.conf.dataset_spec import DatasetSpec
+    from cryobench.datasets.store.tile_store import StoreInfo
     from cryobench.orchestrator.places import Places
 
 Name = Annotated[str, typer.Argument(help="A data set; cryobench data list shows them.")]
@@ -29,8 +29,8 @@ def register(app: typer.Typer) -> None:
 def fetch(name: Name, data_dir: DataDir = None, cache_dir: CacheDir = None, config_dir: ConfigDir = None) -> None:
     """Download a data set from where it is published; resumes, and verifies what came."""
     from cryobench.conf.compose import load_dataset
-    from cryobench.orchestrator.downloads import fetch_dataset
     from cryobench.orchestrator.places import places
+    from cryobench.orchestrator.supply.downloads import fetch_dataset
 
     where = places(data_dir=data_dir, cache_dir=cache_dir, config_dir=config_dir)
     spec = load_dataset(name, where.config_dir)
@@ -59,8 +59,8 @@ def prepare(
     """Convert raw files into a tile store; continues where it was interrupted."""
     from cryobench.conf.compose import load_dataset
     from cryobench.conf.errors import MissingDataError
-    from cryobench.datasets.archives import raw_folder
-    from cryobench.datasets.convert import convert
+    from cryobench.datasets.raw.archives import raw_folder
+    from cryobench.datasets.store.convert import convert
     from cryobench.orchestrator.places import places
 
     where = places(data_dir=data_dir, config_dir=config_dir)
@@ -101,8 +101,8 @@ def synth(
 def _synthesise(name: str, where: Places, tiles: tuple[int, int, int], size: int, seed: int) -> None:
     from cryobench.conf.compose import load_dataset
     from cryobench.conf.errors import DataError
-    from cryobench.datasets.convert import convert
-    from cryobench.datasets.store import read_info
+    from cryobench.datasets.store.convert import convert
+    from cryobench.datasets.store.tile_store import read_info
     from cryobench.datasets.synth.generate import fitted, generate
 
     spec, mine = load_dataset(name, where.config_dir), where.own_data(name)

@@ -11,13 +11,13 @@ import typer
 from rich.table import Table
 
 from cryobench.orchestrator.commands.options import Json, Storage, TrackingUri
-from cryobench.orchestrator.commands.shown import bar, console, print_json
+from cryobench.orchestrator.commands.output import bar, console, print_json
 from cryobench.orchestrator.formatting import percent
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from cryobench.orchestrator.ranking import ResultTable
+    from cryobench.orchestrator.results.ranking import ResultTable
 
 
 class Format(StrEnum):
@@ -49,10 +49,10 @@ def leaderboard(
     json: Json = False,
 ) -> None:
     """Print the paper's table, encoders x data sets, or query every trial's row."""
-    from cryobench.orchestrator.leaderboard import read_leaderboard
     from cryobench.orchestrator.places import places
-    from cryobench.orchestrator.query import keep, rendered, run_sql
-    from cryobench.orchestrator.ranking import result_tables
+    from cryobench.orchestrator.results.leaderboard import read_leaderboard
+    from cryobench.orchestrator.results.query import keep, rendered, run_sql
+    from cryobench.orchestrator.results.ranking import result_tables
 
     where = places(storage)
     rows = keep(read_leaderboard(where.storage), where.storage, sweep, regime)
@@ -91,17 +91,17 @@ def leaderboard(
 
 def sync(storage: Storage = None, tracking_uri: TrackingUri = None) -> None:
     """Rebuild MLflow and the leaderboard from the trial folders; doing it twice changes nothing."""
-    from cryobench.orchestrator.leaderboard import table_path
     from cryobench.orchestrator.places import places
-    from cryobench.orchestrator.projection import sync as synchronise
-    from cryobench.orchestrator.tracking import default_uri
+    from cryobench.orchestrator.results.leaderboard import table_path
+    from cryobench.orchestrator.results.projection import sync as synchronise
+    from cryobench.orchestrator.results.tracking import default_uri
 
     where = places(storage)
     uri = None if tracking_uri == "none" else tracking_uri or default_uri(where.storage)
     with bar("Trials") as progress:
         done = synchronise(where.storage, uri, progress)
     if where.storage_url:
-        from cryobench.workers.mirror import Mirror
+        from cryobench.workers.record.mirror import Mirror
 
         Mirror(where.storage_url).push_projections(where.storage)
     console.print(
@@ -122,7 +122,7 @@ def ui(
     """Start the MLflow UI, on this machine's own address only unless told otherwise."""
     from cryobench.conf.errors import ConfigError
     from cryobench.orchestrator.places import places
-    from cryobench.orchestrator.tracking import default_uri
+    from cryobench.orchestrator.results.tracking import default_uri
 
     where = places(storage)
     if tracking_uri is None and not (where.storage / "mlflow.db").exists():

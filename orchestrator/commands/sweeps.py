@@ -19,11 +19,11 @@ from cryobench.orchestrator.commands.options import (
     TrackingUri,
     WeightsDir,
 )
-from cryobench.orchestrator.commands.shown import console, print_json
+from cryobench.orchestrator.commands.output import console, print_json
 
 if TYPE_CHECKING:
     from cryobench.orchestrator.places import Places
-    from cryobench.orchestrator.plan import Plan
+    from cryobench.orchestrator.sweep.plan import Plan
 
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Run deterministic failures again.")]
 Address = Annotated[
@@ -54,7 +54,7 @@ def plan(
     """Show the trials of a sweep, what is complete and what is missing, without running anything."""
     from cryobench.conf.compose import load_sweep
     from cryobench.orchestrator.places import places
-    from cryobench.orchestrator.plan import make_plan
+    from cryobench.orchestrator.sweep.plan import make_plan
 
     where = places(storage, data_dir, cache_dir, weights_dir, config_dir)
     made = make_plan(load_sweep(overrides or [], where.config_dir), where)
@@ -81,7 +81,7 @@ def sweep(
     """Run a sweep: everything that is not complete, continuing what was begun."""
     from cryobench.conf.compose import load_sweep
     from cryobench.orchestrator.places import places
-    from cryobench.orchestrator.plan import make_plan
+    from cryobench.orchestrator.sweep.plan import make_plan
 
     where = places(storage, data_dir, cache_dir, weights_dir, config_dir)
     made = make_plan(load_sweep(overrides or [], where.config_dir), where)
@@ -101,8 +101,8 @@ def resume(
 ) -> None:
     """Continue a sweep of this storage as it was asked for, without repeating its overrides."""
     from cryobench.orchestrator.places import places
-    from cryobench.orchestrator.plan import make_plan
-    from cryobench.orchestrator.sweeps import read_sweep
+    from cryobench.orchestrator.sweep.plan import make_plan
+    from cryobench.orchestrator.sweep_record import read_sweep
 
     where = places(storage, data_dir, cache_dir, weights_dir)
     record = read_sweep(where.storage, name)
@@ -114,7 +114,7 @@ def resume(
 def _run(
     plans: list[Plan], where: Places, tracking_uri: str | None, address: str | None, retry_failed: bool, partial: bool
 ) -> None:
-    from cryobench.orchestrator.tracking import default_uri
+    from cryobench.orchestrator.results.tracking import default_uri
 
     for made in plans:
         if made.blocked and not partial:
@@ -129,8 +129,8 @@ def _run(
 
 
 def _run_one(made: Plan, where: Places, uri: str | None, address: str | None, retry_failed: bool) -> None:
-    from cryobench.orchestrator.driver import run_sweep
-    from cryobench.orchestrator.leaderboard import table_path
+    from cryobench.orchestrator.results.leaderboard import table_path
+    from cryobench.orchestrator.sweep.driver import run_sweep
 
     todo = made.to_run(retry_failed)
     waiting = [t for t in made.trials if t.state == "failed" and t not in todo]

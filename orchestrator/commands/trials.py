@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cryobench.orchestrator.commands.options import CacheDir, ConfigDir, DataDir, Json, Storage, WeightsDir
-from cryobench.orchestrator.commands.shown import console, print_json
+from cryobench.orchestrator.commands.output import console, print_json
 
 if TYPE_CHECKING:
     from cryobench.conf.trial import TrialSpec
@@ -36,7 +36,7 @@ def run(
     """Run one trial in this process, without Ray: for debuggers, and for one number."""
     from cryobench.conf.errors import InterruptedTrialError
     from cryobench.orchestrator.places import places
-    from cryobench.workers.leaving import asked_to_leave, listening
+    from cryobench.workers.termination import asked_to_leave, listening
     from cryobench.workers.trial import run_trial
 
     where = places(storage, data_dir, cache_dir, weights_dir, config_dir)
@@ -113,7 +113,7 @@ def show(
 ) -> None:
     """Show what is known of a trial: its spec, where it stands, its result."""
     from cryobench.orchestrator.places import places
-    from cryobench.workers.folder import TrialFolder
+    from cryobench.workers.record.folder import TrialFolder
 
     folder = TrialFolder(places(storage).storage, trial_id)
     spec, state, result = folder.spec(), folder.state(), folder.result()
@@ -155,8 +155,8 @@ def _find(what: list[str], where: Places) -> tuple[TrialSpec, Any]:
     from cryobench.conf.compose import load_sweep
     from cryobench.conf.errors import ConfigError
     from cryobench.conf.schema import ResourceSpec
-    from cryobench.orchestrator.plan import make_plan
-    from cryobench.workers.folder import TrialFolder, read_spec
+    from cryobench.orchestrator.sweep.plan import make_plan
+    from cryobench.workers.record.folder import TrialFolder, read_spec
 
     if len(what) == 1 and "=" not in what[0]:
         path = Path(what[0])

@@ -8,10 +8,10 @@ import typer
 from rich.table import Table
 
 from cryobench.orchestrator.commands.options import CacheDir, ConfigDir, Json, WeightsDir
-from cryobench.orchestrator.commands.shown import bar, console, print_json
+from cryobench.orchestrator.commands.output import bar, console, print_json
 
 if TYPE_CHECKING:
-    from cryobench.orchestrator.weights import CatalogueEntry, WeightsFolder
+    from cryobench.orchestrator.supply.weights_folder import CatalogueEntry, WeightsFolder
 
 app = typer.Typer(help="Published checkpoints.", no_args_is_help=True)
 
@@ -95,7 +95,7 @@ def _open(
 ) -> tuple[list[CatalogueEntry], WeightsFolder]:
     from cryobench.conf.compose import load_encoder, load_encoders
     from cryobench.orchestrator.places import places
-    from cryobench.orchestrator.weights import WeightsFolder, catalogue
+    from cryobench.orchestrator.supply.weights_folder import WeightsFolder, catalogue
 
     where = places(weights_dir=weights_dir, cache_dir=cache_dir, config_dir=config_dir)
     known = [load_encoder(name, where.config_dir) for name in names] if names else load_encoders(where.config_dir)

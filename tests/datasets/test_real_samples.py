@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cryobench.conf.compose import load_dataset
-from cryobench.datasets.convert import convert
-from cryobench.datasets.store import TileStore
-from cryobench.datasets.verify import verify
+from cryobench.datasets.store.convert import convert
+from cryobench.datasets.store.tile_store import TileStore
+from cryobench.datasets.store.verify import verify
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from cryobench.conf.compose import load_dataset
-from cryobench.datasets.convert import convert
 from cryobench.datasets.show import contact_sheet, false_colour, shown_bands
-from cryobench.datasets.store import TileStore
+from cryobench.datasets.store.convert import convert
+from cryobench.datasets.store.tile_store import TileStore
 from cryobench.datasets.synth.generate import RECIPES, fitted, generate
 
 

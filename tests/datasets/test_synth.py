@@ -7,13 +7,13 @@ import pytest
 
 from cryobench.conf.compose import load_dataset, load_sweep
 from cryobench.conf.errors import DataError, UnknownNameError
-from cryobench.datasets.convert import convert
-from cryobench.datasets.store import TileStore
+from cryobench.datasets.store.convert import convert
+from cryobench.datasets.store.tile_store import TileStore
 from cryobench.datasets.synth.generate import RECIPES, fitted, generate
 from cryobench.orchestrator.places import Places
-from cryobench.orchestrator.plan import make_plan
-from cryobench.workers.metrics import metrics
+from cryobench.orchestrator.sweep.plan import make_plan
 from cryobench.workers.place import Place
+from cryobench.workers.training.metrics import metrics
 from cryobench.workers.trial import run_trial
 
 

@@ -12,8 +12,8 @@ from cryobench.conf.schema import EncoderSpec
 from cryobench.conf.terms import Variant
 from cryobench.encoders.base import Encoder
 from cryobench.encoders.registry import family_class
-from cryobench.workers.decoders.unet import UNetDecoder
-from cryobench.workers.decoders.upernet import UPerNet
+from cryobench.workers.model.decoders.unet_decoder import UNetDecoder
+from cryobench.workers.model.decoders.upernet import UPerNet
 
 #: Per family, settings that make the same class small, and an input to go with them.
 SMALL: dict[str, tuple[dict[str, Any], int]] = {

@@ -37,7 +37,7 @@ class Pyramid(Encoder):
 
 READER = """
 import numpy as np
-from cryobench.datasets.tiles import RawTile, TileFiles
+from cryobench.datasets.raw.reader import RawTile, TileFiles
 
 
 def scan(spec, source):

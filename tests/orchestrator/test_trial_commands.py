@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from cryobench.conf.trial import TrialSpec
 from cryobench.orchestrator.cli import app
-from cryobench.workers.folder import TrialFolder
 from cryobench.workers.place import Place
+from cryobench.workers.record.folder import TrialFolder
 from cryobench.workers.trial import run_trial
 
 Build = Callable[..., TrialSpec]

@@ -29,11 +29,12 @@ from cryobench.conf.errors import (
 )
 from cryobench.conf.schema import ResourceSpec
 from cryobench.conf.trial import TrialSpec, TrialWeights
-from cryobench.workers import attempt, checkpoint, files, pictures
-from cryobench.workers.folder import TrialFolder, all_trials
-from cryobench.workers.metrics import metrics
 from cryobench.workers.place import Place
-from cryobench.workers.result import TrialResult
+from cryobench.workers.record import checkpoint, files
+from cryobench.workers.record.folder import TrialFolder, all_trials
+from cryobench.workers.record.result import TrialResult
+from cryobench.workers.training import attempt, pictures
+from cryobench.workers.training.metrics import metrics
 from cryobench.workers.trial import run_trial
 
 Build = Callable[..., TrialSpec]

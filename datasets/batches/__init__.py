@@ -1,0 +1,1 @@
+"""The node cache, tile sources, samplers, subsets, and preprocessing on the device."""

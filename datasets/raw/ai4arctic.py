@@ -1,0 +1,99 @@
+"""Reader for AI4Arctic's ready-to-train scenes: one netCDF file a scene, through h5netcdf.
+
+``train/*.nc`` hold image and chart; the charts of ``test/X.nc`` may lie beside them in ``test/X_reference.nc``, as the
+challenge published them. Variables: nersc_sar_primary (HH), nersc_sar_secondary (HV), sar_incidenceangle, SOD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5netcdf
+import numpy as np
+from numpy.typing import NDArray
+
+from cryobench.conf.dataset_spec import DatasetSpec
+from cryobench.conf.errors import DataError, MissingDataError
+from cryobench.conf.terms import SPLITS, Split
+from cryobench.datasets.raw.rasters import make_tile
+from cryobench.datasets.raw.reader import RawTile, TileFiles, Window
+
+_VARIABLES = {"HH": "nersc_sar_primary", "HV": "nersc_sar_secondary", "incidence_angle": "sar_incidenceangle"}
+_CHART = "SOD"
+_REFERENCE = "_reference"
+
+
+def scan(spec: DatasetSpec, source: Path) -> list[TileFiles]:
+    """All scenes below ``source``; a split without files is left to ``layout.validation_share`` if it is ``val``.
+
+    Raises:
+        MissingDataError: a split has no files.
+    """
+    found = []
+    for split in SPLITS:
+        scenes = list(_scenes(source / split, split))
+        if not scenes and not (split == "val" and spec.layout.validation_share):
+            raise MissingDataError(f"{source}: no scenes of '{spec.name}' for split '{split}' ({split}/*.nc).")
+        found += scenes
+    return found
+
+
+def read(spec: DatasetSpec, files: TileFiles) -> RawTile:
+    """One tile of a scene.
+
+    Raises:
+        DataError: a variable that is not there, a size that differs, a label outside the coding.
+    """
+    with _opened(files.image) as scene:
+        bands = [_values(scene, files.image, _VARIABLES[c.name], files.window) for c in spec.channels]
+    with _opened(files.mask) as scene:
+        chart = _values(scene, files.mask, _CHART, files.window)
+    if chart.dtype.kind == "f":
+        chart = np.where(np.isfinite(chart), chart, -1 if spec.mask_ignore is None else spec.mask_ignore)
+    return make_tile(spec, files, np.stack(bands), chart)
+
+
+def shape(files: TileFiles) -> tuple[int, int]:
+    """Height and width of a scene."""
+    with _opened(files.image) as scene:
+        height, width = _variable(scene, files.image, _VARIABLES["HH"]).shape
+    return int(height), int(width)
+
+
+def _scenes(folder: Path, split: Split) -> Iterator[TileFiles]:
+    for path in sorted(folder.glob("*.nc")):
+        if not path.stem.endswith(_REFERENCE):
+            reference = path.with_name(f"{path.stem}{_REFERENCE}.nc")
+            yield TileFiles(split, path, reference if reference.exists() else path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        scene = h5netcdf.File(path, "r")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read as netCDF-4 ({error}). The file is damaged or of another kind; fetch it again."
+        ) from error
+    with scene:
+        yield scene
+
+
+def _variable(scene: Any, path: Path, name: str) -> Any:
+    if name not in scene.variables:
+        raise DataError(
+            f"{path}: no variable {name}; found {', '.join(list(scene.variables)[:12])}. "
+            "Expected a ready-to-train scene of AI4Arctic."
+        )
+    return scene.variables[name]
+
+
+def _values(scene: Any, path: Path, name: str, window: Window | None) -> NDArray[Any]:
+    variable = _variable(scene, path, name)
+    if window is None:
+        return np.asarray(variable[...])
+    rows, columns = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
+    return np.asarray(variable[rows, columns])

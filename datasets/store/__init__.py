@@ -1,0 +1,1 @@
+"""The tile store: its format, conversion, statistics, verification, locations."""

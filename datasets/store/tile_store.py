@@ -1,0 +1,279 @@
+"""The tile store: Zarr v3, one array an input group and split, one chunk a tile.
+
+``<name>.zarr/{train,val,test}/{optical,sar,ancillary,mask}`` hold the raw values; `StoreInfo` lies in the root
+group's attributes, so that a listing reads one small JSON file; ``index.parquet`` describes every tile. A store
+exists under its name only when it is whole: it is written beside it and renamed (`cryobench.datasets.store.convert`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numcodecs.zstd import Zstd
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from cryobench.conf.dataset_spec import DatasetSpec, Statistics
+from cryobench.conf.errors import CorruptDataError, MissingDataError
+from cryobench.conf.strict import Strict
+from cryobench.conf.terms import Split
+from cryobench.datasets.store.location import Location, locate
+
+FORMAT = 2
+INDEX = "index.parquet"
+ATTRIBUTE = "cryobench"
+
+
+class BandStatistics(Strict):
+    """Per channel of the training split, in float64 over all its pixels as stored, that is with no-data filled.
+
+    ``missing`` is the share of pixels that had no data.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+    percentiles: dict[int, tuple[float, ...]]
+    missing: tuple[float, ...]
+
+
+class SplitInfo(Strict):
+    """One split: number of tiles, their size in pixels, and labelled pixels a class (ignored ones last)."""
+
+    tiles: int
+    height: int
+    width: int
+    class_pixels: tuple[int, ...]
+
+
+class GroupInfo(Strict):
+    """One input group: channel names in order, dtype of the arrays, statistics of the training split."""
+
+    bands: tuple[str, ...]
+    dtype: str
+    statistics: BandStatistics
+    published: Statistics | None = None
+
+
+class StoreInfo(Strict):
+    """All that is known of a store without reading a tile."""
+
+    format: int
+    dataset: DatasetSpec
+    origin: str
+    edition: str
+    classes: tuple[str, ...]
+    ignore_index: int
+    groups: dict[str, GroupInfo]
+    splits: dict[Split, SplitInfo]
+    digest: str
+    source_fingerprint: str
+    written_by: str
+
+
+@dataclass(frozen=True)
+class TileRecord:
+    """One row of the index.
+
+    ``digests`` holds the SHA-256 of each array's decoded tile, ``checks`` its CRC-32, which is what every read is
+    compared with. ``window`` is the tile's top, left, height and width in its scene.
+    """
+
+    split: Split
+    index: int
+    image: str
+    mask: str
+    image_sha256: str
+    mask_sha256: str
+    crs: str | None
+    transform: tuple[float, ...] | None
+    class_pixels: tuple[int, ...]
+    digests: dict[str, str]
+    checks: dict[str, int]
+    window: tuple[int, ...] | None = None
+
+
+def read_info(path: Path | str) -> StoreInfo:
+    """The description of the store at ``path`` or URL, without importing zarr.
+
+    Raises:
+        MissingDataError: there is no store, or only an unfinished one.
+        CorruptDataError: there is something else under that name, or another format.
+    """
+    folder = locate(path)
+    name = folder.name.removesuffix(".zarr")
+    try:
+        attributes = json.loads(folder.read("zarr.json"))["attributes"][ATTRIBUTE]
+        found = attributes.get("format")
+        if found != FORMAT:
+            raise CorruptDataError(
+                f"{path} has store format {found}, this release reads {FORMAT}. Prepare the data set again."
+            )
+        return StoreInfo.model_validate(attributes)
+    except FileNotFoundError as error:
+        if isinstance(path, Path) and path.exists():
+            raise _not_whole(folder, name, error) from error
+        unfinished = isinstance(path, Path) and staging_path(path).exists()
+        what = (
+            "only an unfinished conversion of it; run the same command again to continue it"
+            if unfinished
+            else f"run: cryobench data prepare {name} --source DIR (or: cryobench data synth {name})"
+        )
+        raise MissingDataError(f"No tile store {folder}: {what}.") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise _not_whole(folder, name, error) from error
+
+
+def staging_path(path: Path) -> Path:
+    """Where a store is written until it is whole."""
+    return path.with_name(path.name + ".partial")
+
+
+def tile_digest(array: NDArray[Any]) -> str:
+    """SHA-256 over dtype, shape and values of one tile: independent of compression and chunk layout."""
+    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def tile_check(array: NDArray[Any]) -> int:
+    """CRC-32 over the values of one tile, many times faster than `tile_digest`."""
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def store_digest(classes: tuple[str, ...], groups: dict[str, GroupInfo], records: list[TileRecord]) -> str:
+    """The digest of a whole store: classes, channels, and every tile's content in order. No names of files."""
+    digest = hashlib.sha256()
+    plain = {name: [list(group.bands), group.dtype] for name, group in groups.items()}
+    digest.update(json.dumps([FORMAT, list(classes), plain], sort_keys=True).encode())
+    for record in records:
+        digest.update(json.dumps([record.split, record.index, sorted(record.digests.items())]).encode())
+    return digest.hexdigest()
+
+
+class TileStore:
+    """A whole store, opened for reading: a local folder, or one at a URL.
+
+    Chunks are read and decoded without the Zarr library, whose cost a chunk is several times that of decompressing it;
+    what they are is fixed by the store's format: one chunk a tile, little-endian, Zstandard.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = path
+        self.info = read_info(path)
+        self._folder = locate(path)
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the arrays of every split: the input groups, then ``mask``."""
+        return (*self.info.groups, "mask")
+
+    def shape(self, split: Split, name: str) -> tuple[int, ...]:
+        """Shape of one tile: (C, H, W) of a group, (H, W) of the masks."""
+        info = self.info.splits[split]
+        lead = () if name == "mask" else (len(self.info.groups[name].bands),)
+        return (*lead, info.height, info.width)
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Dtype of a group's tiles or of the masks."""
+        return np.dtype(np.uint8) if name == "mask" else np.dtype(self.info.groups[name].dtype)
+
+    def tile(self, split: Split, name: str, index: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """One tile's raw values, as stored and checked against its CRC-32.
+
+        Args:
+            split: its split.
+            name: an input group or ``mask``.
+            index: its number in the split.
+            out: a contiguous array to decode into, of the tile's shape and dtype.
+
+        Raises:
+            CorruptDataError: the chunk is missing, cannot be decoded, or is not what was written.
+        """
+        shape, dtype = self.shape(split, name), self.dtype(name)
+        key = f"{split}/{name}/c/" + "/".join(str(i) for i in (index, *[0] * len(shape)))
+        try:
+            packed = self._folder.read(key)
+        except FileNotFoundError as error:
+            raise self._corrupt(split, name, index, "is missing") from error
+        target = np.empty(shape, dtype) if out is None else out
+        try:
+            Zstd().decode(packed, out=target.reshape(-1).view(np.uint8))
+        except (RuntimeError, ValueError) as error:
+            raise self._corrupt(split, name, index, f"cannot be decoded ({error})") from error
+        expected, found = self.records(split)[index].checks[name], tile_check(target)
+        if found != expected:
+            raise self._corrupt(
+                split, name, index, f"is not what was written: expected CRC-32 {expected:08x}, found {found:08x}"
+            )
+        return target
+
+    def chunks(self) -> list[tuple[Split, str, int]]:
+        """Every tile of every array: split, array, number."""
+        return [
+            (split, name, i)
+            for split, info in self.info.splits.items()
+            for name in self.arrays
+            for i in range(info.tiles)
+        ]
+
+    def name_of(self, split: Split, name: str, index: int) -> str:
+        """A tile of an array, in words."""
+        return f"{self.path}: tile {index} of {split}/{name} ({self.records(split)[index].image})"
+
+    def _corrupt(self, split: Split, name: str, index: int, what: str) -> CorruptDataError:
+        return CorruptDataError(
+            f"{self.name_of(split, name, index)} {what}. Prepare the data set again: {_again(self.info)}."
+        )
+
+    @cached_property
+    def _index(self) -> dict[str, list[TileRecord]]:
+        import pyarrow.parquet as pq
+
+        try:
+            rows = pq.read_table(io.BytesIO(self._folder.read(INDEX))).to_pylist()
+        except (OSError, ValueError) as error:
+            raise CorruptDataError(f"{self.path}/{INDEX} cannot be read ({error}). {_again(self.info)}.") from error
+        found: dict[str, list[TileRecord]] = {split: [] for split in self.info.splits}
+        for row in rows:
+            for name in ("digests", "checks"):
+                row[name] = dict(row[name])
+            for name in ("transform", "class_pixels", "window"):
+                row[name] = tuple(row[name]) if row[name] is not None else None
+            found[row["split"]].append(TileRecord(**row))
+        for split, info in self.info.splits.items():
+            if len(found[split]) != info.tiles:
+                raise CorruptDataError(
+                    f"{self.path}/{INDEX} describes {len(found[split])} tiles of {split}, expected {info.tiles}. "
+                    f"{_again(self.info)}."
+                )
+        return found
+
+    def records(self, split: Split) -> list[TileRecord]:
+        """The index rows of a split, in tile order."""
+        return self._index[split]
+
+    def class_pixels(self, split: Split) -> NDArray[np.int64]:
+        """(N, classes) labelled pixels a tile and class, without reading a mask."""
+        counts = [record.class_pixels for record in self.records(split)]
+        return np.asarray(counts, np.int64).reshape(len(counts), len(self.info.classes))
+
+
+def _not_whole(folder: Location, name: str, error: Exception) -> CorruptDataError:
+    return CorruptDataError(
+        f"{folder} is not a whole tile store ({type(error).__name__}: {str(error)[:200]}). Expected a folder written "
+        f"by cryobench data prepare; remove it and prepare '{name}' again."
+    )
+
+
+def _again(info: StoreInfo) -> str:
+    return f"cryobench data prepare {info.dataset.name} --source DIR --force"

@@ -1,0 +1,54 @@
+"""Re-reads every chunk of a store against its digest, and every mask against its labels and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from cryobench.conf.errors import CorruptDataError
+from cryobench.conf.terms import IGNORE, Split
+from cryobench.datasets.store.tile_store import TileStore, store_digest, tile_digest
+
+
+def verify(
+    store: TileStore, *, threads: int = 2, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[str]:
+    """What is wrong with ``store``, one message a damaged tile; empty if it is whole."""
+    problems = []
+    records = [record for split in store.info.splits for record in store.records(split)]
+    found = store_digest(store.info.classes, store.info.groups, records)
+    if found != store.info.digest:
+        problems.append(
+            f"{store.path}: the index does not belong to this store: expected digest {store.info.digest[:12]}…, "
+            f"found {found[:12]}…. Prepare the data set again."
+        )
+    chunks = store.chunks()
+
+    def check(chunk: tuple[Split, str, int]) -> str | None:
+        split, name, index = chunk
+        try:
+            values = store.tile(split, name, index)
+        except CorruptDataError as error:
+            return str(error)
+        record = store.records(split)[index]
+        where = store.name_of(split, name, index)
+        if tile_digest(values) != record.digests[name]:
+            return f"{where} is not what was written: its SHA-256 differs. Prepare the data set again."
+        if name == "mask":
+            counts = np.bincount(values.ravel(), minlength=IGNORE + 1)
+            classes = len(store.info.classes)
+            if counts[classes:IGNORE].any():
+                wrong = np.flatnonzero(counts[classes:IGNORE]) + classes
+                return f"{where} holds label values {wrong.tolist()}, expected 0 to {classes - 1} or {IGNORE}."
+            if tuple(counts[:classes].tolist()) != record.class_pixels:
+                return f"{where} has {counts[:classes].tolist()} pixels a class, the index says {record.class_pixels}."
+        return None
+
+    with ThreadPoolExecutor(threads) as pool:
+        for done, problem in enumerate(pool.map(check, chunks), start=1):
+            if problem:
+                problems.append(problem)
+            progress(done, len(chunks))
+    return problems

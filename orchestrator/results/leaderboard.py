@@ -1,0 +1,184 @@
+"""The leaderboard: Parquet, one row a trial, one file a trial plus a compacted table; types fixed here alone.
+
+A projection of the trial folders: it can be deleted and rebuilt at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cryobench.conf.errors import ConfigError
+from cryobench.conf.trial import canonical_json, identity
+from cryobench.workers.record.files import write_whole
+from cryobench.workers.record.folder import TrialFolder
+
+SCHEMA = pa.schema(
+    [
+        # identity
+        ("trial_id", pa.string()),
+        ("sweep", pa.string()),
+        ("encoder", pa.string()),
+        ("title", pa.string()),
+        ("variant", pa.string()),
+        ("dataset", pa.string()),
+        ("regime", pa.string()),
+        ("lr", pa.float64()),
+        ("seed", pa.int64()),
+        ("protocol", pa.string()),  # first 8 hex digits of the protocol's digest: compare within one only
+        # outcome, in percent
+        ("status", pa.string()),
+        ("failure_kind", pa.string()),
+        ("message", pa.string()),
+        ("precision", pa.string()),
+        ("micro_batches", pa.int32()),  # more than one: gradients gathered after a batch did not fit into memory
+        ("epochs", pa.int32()),
+        ("best_epoch", pa.int32()),
+        ("best_val_miou", pa.float64()),
+        ("test_miou", pa.float64()),
+        ("test_miou_low", pa.float64()),
+        ("test_miou_high", pa.float64()),
+        ("test_mean_f1", pa.float64()),
+        ("test_overall_accuracy", pa.float64()),
+        ("classes", pa.list_(pa.string())),
+        ("class_iou", pa.list_(pa.float64())),
+        ("class_f1", pa.list_(pa.float64())),
+        # provenance
+        ("weights", pa.string()),
+        ("store_digest", pa.string()),
+        ("data_origin", pa.string()),
+        ("code_version", pa.string()),
+        ("libraries", pa.map_(pa.string(), pa.string())),
+        ("host", pa.string()),
+        ("device", pa.string()),
+        # cost
+        ("training_tiles", pa.int64()),
+        ("parameters", pa.int64()),
+        ("trained_parameters", pa.int64()),
+        ("gmacs", pa.float64()),  # 10^9 multiply-adds for one crop, the paper's "GFLOPs"
+        ("train_seconds", pa.float64()),
+        ("tiles_per_second", pa.float64()),
+        ("peak_memory_mb", pa.float64()),
+        ("mlflow_run_id", pa.string()),
+    ]
+)
+#: Columns that differ between two undisturbed runs of the same trial.
+VOLATILE = ("host", "train_seconds", "tiles_per_second", "peak_memory_mb", "mlflow_run_id", "code_version")
+
+
+def table_path(storage: Path) -> Path:
+    """The compacted table."""
+    return storage / "leaderboard" / "leaderboard.parquet"
+
+
+def leaderboard_row(folder: TrialFolder, sweep: str, run_id: str | None) -> dict[str, Any] | None:
+    """The row of a trial that ended (completed, diverged or failed), else None."""
+    state = folder.state()
+    if not (state.finished or state.status == "failed"):
+        return None
+    spec, result = folder.spec(), folder.result()
+    digest = hashlib.sha256(canonical_json(identity(spec.protocol)).encode()).hexdigest()
+    row: dict[str, Any] = {
+        "trial_id": spec.trial_id,
+        "sweep": sweep,
+        "encoder": spec.encoder.name,
+        "title": spec.encoder.title,
+        "variant": spec.encoder.variant,
+        "dataset": spec.dataset.name,
+        "regime": spec.regime.name,
+        "lr": spec.lr,
+        "seed": spec.seed,
+        "protocol": digest[:8],
+        "status": state.status,
+        "failure_kind": state.kind,
+        "message": state.message,
+        "precision": spec.protocol.precision,
+        "epochs": state.epoch,
+        "weights": spec.encoder.weights.provenance,
+        "store_digest": spec.dataset.store_digest,
+        "mlflow_run_id": run_id,
+    }
+    if result is not None:
+        test, cost, provenance = result.test, result.cost, result.provenance
+        row |= {
+            "message": result.message,
+            "micro_batches": result.micro_batches,
+            "best_epoch": result.best_epoch,
+            "best_val_miou": result.best_val_miou,
+            "classes": list(result.classes),
+            "data_origin": provenance.data_origin,
+            "code_version": provenance.code,
+            "libraries": list(provenance.libraries.items()),
+            "host": provenance.host,
+            "device": provenance.device,
+            "training_tiles": result.training_tiles,
+            "parameters": cost.parameters,
+            "trained_parameters": cost.trained_parameters,
+            "gmacs": cost.gmacs,
+            "train_seconds": cost.train_seconds,
+            "tiles_per_second": cost.tiles_per_second,
+            "peak_memory_mb": cost.peak_memory_mb,
+        }
+        if test is not None:
+            row |= {
+                "test_miou": test.miou,
+                "test_miou_low": test.miou_low,
+                "test_miou_high": test.miou_high,
+                "test_mean_f1": test.mean_f1,
+                "test_overall_accuracy": test.overall_accuracy,
+                "class_iou": list(test.iou),
+                "class_f1": list(test.f1),
+            }
+    return row
+
+
+def write_row(storage: Path, row: dict[str, Any]) -> None:
+    """Write one trial's file; a file that already says the same is left alone."""
+    path = storage / "leaderboard" / "trials" / f"{row['trial_id']}.parquet"
+    table = pa.Table.from_pylist([row], SCHEMA)
+    if path.exists() and pq.read_table(path).equals(table):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda temporary: pq.write_table(table, temporary))
+
+
+def compact(storage: Path, keep: Iterable[str] | None = None) -> pa.Table:
+    """Gather all trials' files into one table, sorted by identity; files of trials not in ``keep`` are removed."""
+    kept = None if keep is None else set(keep)
+    tables = []
+    for path in sorted((storage / "leaderboard" / "trials").glob("*.parquet")):
+        if kept is not None and path.stem not in kept:
+            path.unlink()
+            continue
+        tables.append(pq.read_table(path, schema=SCHEMA))
+    table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+    keys = [(name, "ascending") for name in ("dataset", "regime", "encoder", "lr", "seed", "trial_id")]
+    table = table.sort_by(keys)
+    path = table_path(storage)
+    if not (path.exists() and pq.read_table(path).equals(table)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda temporary: pq.write_table(table, temporary))
+    return table
+
+
+def read_leaderboard(storage: Path) -> pa.Table:
+    """The compacted table.
+
+    Raises:
+        ConfigError: there is none yet, or it is damaged.
+    """
+    path = table_path(storage)
+    if not path.exists():
+        raise ConfigError(
+            f"No leaderboard at {path}. Run a sweep with this --storage first; if trials are there, "
+            "cryobench sync rebuilds it from their folders."
+        )
+    try:
+        return pq.read_table(path, schema=SCHEMA)
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}). cryobench sync rebuilds it.") from error

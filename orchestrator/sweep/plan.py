@@ -1,0 +1,265 @@
+"""From a sweep to its trials: enumerated, each once, with what is known of each before anything runs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cryobench.conf.dataset_spec import DatasetSpec
+from cryobench.conf.errors import ConfigError, CorruptDataError, CryobenchError, MissingDataError, StorageError
+from cryobench.conf.feeding import choose_variant, feed
+from cryobench.conf.schema import EncoderSpec, RegimeSpec, SweepSpec, VariantSpec
+from cryobench.conf.terms import Modality, Setting, Variant
+from cryobench.conf.trial import Feed, TrialDataset, TrialEncoder, TrialRegime, TrialSpec
+from cryobench.datasets.batches.subsets import stratified_subset, subset_digest
+from cryobench.datasets.raw.reader import require_built
+from cryobench.datasets.store.tile_store import StoreInfo, TileStore, read_info
+from cryobench.encoders import registry
+from cryobench.orchestrator.places import Places
+from cryobench.orchestrator.supply.weights_folder import WeightsFolder
+from cryobench.workers.record.folder import TrialFolder, TrialState
+
+#: States of trials that a sweep will run.
+RUNNABLE = ("pending", "begun")
+
+
+#: States of trials for which something has to be brought first.
+_BLOCKED = ("missing_data", "missing_weights", "bad_checkpoint", "not_built", "impossible")
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """One trial of a plan.
+
+    ``state`` is the folder's (pending, begun, completed, diverged, failed) or why it cannot run (missing_data,
+    missing_weights, bad_checkpoint, not_built, impossible). The id is provisional while data or weights, which enter
+    it, are missing.
+    """
+
+    spec: TrialSpec
+    state: str
+    message: str | None = None
+    kind: str | None = None
+    epoch: int = 0
+    provisional: bool = False
+    waits_for_user: bool = False
+
+    def row(self) -> dict[str, Any]:
+        """The plain form for ``--json``."""
+        spec = self.spec
+        return {
+            "trial_id": spec.trial_id,
+            "provisional": self.provisional,
+            "encoder": spec.encoder.name,
+            "dataset": spec.dataset.name,
+            "regime": spec.regime.name,
+            "lr": spec.lr,
+            "seed": spec.seed,
+            "variant": spec.encoder.variant,
+            "weights": spec.encoder.weights.kind,
+            "state": self.state,
+            "epoch": self.epoch,
+            "epochs": spec.protocol.epochs,
+            "kind": self.kind,
+            "message": self.message,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All trials of a sweep, in order: data sets outermost, so that a node's cache serves neighbours."""
+
+    sweep: SweepSpec
+    trials: tuple[PlannedTrial, ...]
+
+    def to_run(self, retry_failed: bool = False) -> list[PlannedTrial]:
+        """What a sweep would run now."""
+        return [
+            t
+            for t in self.trials
+            if t.state in RUNNABLE or (t.state == "failed" and (retry_failed or not t.waits_for_user))
+        ]
+
+    @property
+    def trial_ids(self) -> list[str]:
+        """The ids that are known for good."""
+        return [t.spec.trial_id for t in self.trials if not t.provisional]
+
+    @cached_property
+    def blocked(self) -> list[PlannedTrial]:
+        """Trials that cannot run before something is brought."""
+        return [t for t in self.trials if t.state in _BLOCKED]
+
+    def missing(self) -> dict[str, int]:
+        """Each thing that is missing, in words, with the number of trials that wait for it."""
+        return dict(Counter(t.message or t.state for t in self.blocked))
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Trials by encoder, data set, regime and state."""
+        rows = [t.row() for t in self.trials]
+        return {key: dict(Counter(str(row[key]) for row in rows)) for key in ("encoder", "dataset", "regime", "state")}
+
+    def as_json(self) -> dict[str, Any]:
+        """The plain form for ``--json``."""
+        return {
+            "sweep": self.sweep.name,
+            "total": len(self.trials),
+            "counts": self.counts(),
+            "missing": self.missing(),
+            "trials": [t.row() for t in self.trials],
+        }
+
+
+def make_plan(sweep: SweepSpec, where: Places) -> Plan:
+    """Enumerate the trials of ``sweep``, each id once, and look up what is known of each."""
+    surveyor = _Surveyor(sweep, where)
+    trials: dict[str, PlannedTrial] = {}
+    for encoder, dataset, regime, lr, seed in _grid(sweep):
+        trial = surveyor.trial(encoder, dataset, regime, lr, seed)
+        trials.setdefault(trial.spec.trial_id, trial)
+    return Plan(sweep, tuple(trials.values()))
+
+
+def _grid(sweep: SweepSpec) -> Iterator[tuple[EncoderSpec, DatasetSpec, RegimeSpec, float, int]]:
+    search = sweep.lr_search
+    for dataset in sweep.datasets:
+        for encoder in sweep.encoders:
+            for regime in sweep.regimes:
+                rates = list(sweep.lr)
+                if search and regime.name in search.regimes and dataset.name in (search.datasets or [dataset.name]):
+                    rates += [rate for rate in search.lr if rate not in rates]
+                for lr in rates:
+                    for seed in sweep.seeds:
+                        yield encoder, dataset, regime, lr, seed
+
+
+class _Surveyor:
+    """Looks up stores and weights once each."""
+
+    def __init__(self, sweep: SweepSpec, where: Places) -> None:
+        self.sweep, self.where = sweep, where
+        self.weights = WeightsFolder(where.weights_dir, where.cache_dir)
+        self.stores: dict[str, StoreInfo | CryobenchError] = {}
+        self.counts: dict[str, NDArray[np.int64]] = {}
+        self.subsets: dict[tuple[str, float, int], str] = {}
+
+    def trial(
+        self, encoder: EncoderSpec, dataset: DatasetSpec, regime: RegimeSpec, lr: float, seed: int
+    ) -> PlannedTrial:
+        blocks: list[tuple[str, str]] = []
+        store = self._store(dataset)
+        if isinstance(store, CryobenchError):
+            blocks.append((store.kind, str(store)))
+        if not registry.is_built(encoder.family):
+            try:
+                registry.family_class(encoder.family, encoder.name)
+            except CryobenchError as error:
+                blocks.insert(0, ("not_built", str(error)))
+        feeding = None
+        variant: Variant = next(iter(encoder.variants))
+        bands: dict[Modality, tuple[str, ...]] = {}
+        try:
+            variant = choose_variant(encoder, dataset, self.sweep.modality, self.sweep.view)
+            bands, feeding = feed(encoder, variant, dataset, self.sweep.view)
+        except ConfigError as error:
+            blocks.insert(0, ("impossible", str(error)))
+        weights, problem = self.weights.of(encoder, variant, self.sweep.weights)
+        if problem:
+            blocks.append((problem.kind, str(problem)))
+        chosen = encoder.variants[variant]
+        spec = TrialSpec(
+            encoder=TrialEncoder(
+                name=encoder.name,
+                title=encoder.title,
+                family=encoder.family,
+                variant=variant,
+                settings=encoder.settings | chosen.settings | self._reference_settings(chosen),
+                input_size=encoder.input_size,
+                decoder=encoder.decoder,
+                baseline=encoder.baseline,
+                bands=bands,
+                feed=feeding or Feed(inputs={}),
+                weights=weights,
+            ),
+            dataset=TrialDataset(
+                name=dataset.name,
+                store_digest=store.digest if isinstance(store, StoreInfo) else f"missing:{dataset.name}",
+                statistics=self.sweep.statistics,
+                subset=self._subset(dataset, regime.label_fraction, seed) if isinstance(store, StoreInfo) else None,
+            ),
+            regime=TrialRegime.of(regime),
+            lr=lr,
+            seed=seed,
+            protocol=self.sweep.protocol,
+        )
+        if blocks:
+            state, message = blocks[0]
+            return PlannedTrial(spec, state, message, kind=state, provisional=True)
+        return planned(spec, self.where.storage)
+
+    def _reference_settings(self, variant: VariantSpec) -> dict[str, Setting]:
+        wanted = "encoder_settings" in self.sweep.protocol.reference_errors
+        return variant.reference_settings if wanted else {}
+
+    def _subset(self, dataset: DatasetSpec, fraction: float, seed: int) -> str | None:
+        """The digest of a few-shot subset, from the class counts in the store's index."""
+        if fraction >= 1:
+            return None
+        key = (dataset.name, fraction, seed)
+        if key not in self.subsets:
+            if dataset.name not in self.counts:
+                self.counts[dataset.name] = TileStore(self.where.store(dataset.name)).class_pixels("train")
+            bins = self.sweep.protocol.few_shot_bins
+            self.subsets[key] = subset_digest(stratified_subset(self.counts[dataset.name], fraction, bins, seed))
+        return self.subsets[key]
+
+    def _store(self, dataset: DatasetSpec) -> StoreInfo | CryobenchError:
+        if dataset.name not in self.stores:
+            try:
+                require_built(dataset)
+                info = read_info(self.where.store(dataset.name))
+                _same_channels(dataset, info, self.where.store(dataset.name))
+                self.stores[dataset.name] = info
+            except MissingDataError as error:
+                self.stores[dataset.name] = error
+            except StorageError:
+                raise
+            except CryobenchError as error:
+                self.stores[dataset.name] = _as_missing(error)
+        return self.stores[dataset.name]
+
+
+def planned(spec: TrialSpec, storage: Path) -> PlannedTrial:
+    """A trial that could run, with what its folder says."""
+    state: TrialState = TrialFolder(storage, spec.trial_id).state()
+    return PlannedTrial(
+        spec, state.status, state.message, kind=state.kind, epoch=state.epoch, waits_for_user=state.waits_for_user
+    )
+
+
+def _same_channels(dataset: DatasetSpec, info: StoreInfo, path: Path | str) -> None:
+    """The store must hold the channels and classes that the configuration speaks of."""
+    found, expected = info.dataset, dataset
+    if [(c.name, c.group) for c in found.channels] != [(c.name, c.group) for c in expected.channels]:
+        raise CorruptDataError(
+            f"{path} holds the bands {' '.join(c.name for c in found.channels)}, the configuration of '{dataset.name}' "
+            f"says {' '.join(c.name for c in expected.channels)}. Prepare the data set again, or correct its YAML."
+        )
+    if found.classes != expected.classes:
+        raise CorruptDataError(
+            f"{path} has the classes {json.dumps(found.classes)}, the configuration of '{dataset.name}' says "
+            f"{json.dumps(expected.classes)}. Prepare the data set again, or correct its YAML."
+        )
+
+
+def _as_missing(error: CryobenchError) -> CryobenchError:
+    """A store that cannot be used stands in the plan as missing data, with its own message."""
+    return error if error.kind in ("missing_data", "not_built") else MissingDataError(str(error))

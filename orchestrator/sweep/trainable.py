@@ -1,0 +1,105 @@
+"""What a Ray worker runs: one trial after another in one process, reporting to the driver."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.trainable import wrap_function
+
+from cryobench.conf.errors import CryobenchError, HungReadError, InterruptedTrialError
+from cryobench.conf.trial import TrialSpec
+from cryobench.workers.place import Place
+from cryobench.workers.termination import asked_to_leave, busy, listen
+from cryobench.workers.training.memory import release
+from cryobench.workers.trial import run_trial
+
+#: Reported events the driver is interested in; all others stay in the folder.
+_NEWS = {"attempt", "resumed", "epoch", "failed", "diverged", "finished", "decoding", "note", "out_of_memory"}
+_ASK_EVERY_S = 1.0
+
+
+class Leave:
+    """The driver's word to all workers, on whatever node: save and leave. It runs as an actor."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def say(self) -> None:
+        """Say it."""
+        self._said = True
+
+    def said(self) -> bool:
+        """Whether it was said."""
+        return self._said
+
+
+def trainable(place: Place, specs: dict[str, dict[str, Any]], leave: Any) -> Any:
+    """The class that Tune runs, one instance a worker process."""
+    bound = tune.with_parameters(_run_in_worker, place=place, specs=specs, leave=leave)
+
+    class Worker(wrap_function(bound)):  # type: ignore[misc]
+        """Notes SIGTERM, which Ray would end the process by; a machine that goes away sends it."""
+
+        def setup(self, config: dict[str, Any]) -> None:
+            listen()  # in the process's main thread, where alone it can be done
+            super().setup(config)
+
+    return Worker
+
+
+def _run_in_worker(config: dict[str, Any], place: Place, specs: dict[str, dict[str, Any]], leave: Any) -> None:
+    """Run the trial that ``config`` names.
+
+    A failure that is explained ends the trial here, recorded in its folder; anything unexpected is raised, so that
+    Tune tries again from the last checkpoint, and so is having to leave this machine.
+    """
+    spec = TrialSpec.model_validate(specs[config["trial"]])
+
+    def report(event: dict[str, Any]) -> None:
+        if event["event"] in _NEWS:
+            tune.report({key: value for key, value in event.items() if isinstance(value, str | int | float)})
+
+    release()  # what the trial before left in this process
+    with busy(), _Ear(leave) as ear:
+        try:
+            result = run_trial(spec, place, report=report, should_stop=lambda: asked_to_leave() or ear.heard)
+        except InterruptedTrialError:
+            if asked_to_leave():
+                raise
+            tune.report({"event": "ended", "status": "interrupted"})
+            return
+        except HungReadError:
+            raise  # its thread still hangs in this process: another one is to go on
+        except CryobenchError as error:
+            tune.report({"event": "ended", "status": "failed", "kind": error.kind, "message": str(error)})
+            return
+    tune.report({"event": "ended", "status": result.status, "epochs": result.epochs})
+
+
+class _Ear:
+    """Asks every second whether the driver said to leave."""
+
+    def __init__(self, leave: Any) -> None:
+        self.heard = False
+        self._leave, self._done = leave, threading.Event()
+        self._thread = threading.Thread(target=self._listen, name="leave", daemon=True)
+
+    def __enter__(self) -> _Ear:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+
+    def _listen(self) -> None:
+        while not self._done.wait(_ASK_EVERY_S):
+            try:
+                self.heard = bool(ray.get(self._leave.said.remote(), timeout=10))
+            except ray.exceptions.RayError:
+                time.sleep(_ASK_EVERY_S)
+            if self.heard:
+                return

@@ -1,0 +1,1 @@
+"""Encoder and decoder as one module, adapters, and what they cost."""

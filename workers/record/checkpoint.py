@@ -1,0 +1,180 @@
+"""A trial's own checkpoints: tensors and plain data in one safetensors file, never a pickle.
+
+``state.json`` names the latest and the best file with their digests and is replaced last, so it always points at
+whole files; the files before them are removed only then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cryobench.conf.digests import file_sha256
+from cryobench.workers.record.files import write_json, write_whole
+
+_POINTER = "state.json"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in an epoch training stands: steps done, their summed loss, and the random states for the next."""
+
+    epoch: int
+    step: int
+    loss: Tensor
+    cpu_random: Tensor
+    gpu_random: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Everything that training changes, after ``epoch`` whole epochs and, if it paused, part of the next.
+
+    ``position`` is where in that next epoch it stands; ``micro_batches`` how many parts its batches are cut into.
+    """
+
+    epoch: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    history: list[dict[str, Any]]
+    best: dict[str, Any] | None
+    position: Position | None = None
+    micro_batches: int = 1
+
+
+class Checkpoints:
+    """The latest and the best checkpoint of one trial's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._pointer: dict[str, Any] = {}
+
+    def latest(self) -> TrainingState | None:
+        """The state after the last whole epoch, or None where there is none, or it is damaged."""
+        path = self._folder / _POINTER
+        if not path.exists():
+            return None
+        try:
+            self._pointer = json.loads(path.read_text())
+            tensors = self._tensors("latest")
+            plain = self._pointer["training"]
+            return TrainingState(
+                epoch=plain["epoch"],
+                model=_part(tensors, "model"),
+                optimizer=_optimizer_state(_part(tensors, "optimizer"), plain["param_groups"]),
+                history=plain["history"],
+                best=plain["best"],
+                position=_position(_part(tensors, "position"), plain["position"]),
+                micro_batches=plain["micro_batches"],
+            )
+        except (ValueError, KeyError, TypeError, OSError):
+            self._pointer = {}
+            return None
+
+    def best(self) -> dict[str, Tensor]:
+        """Weights of the best validated epoch.
+
+        Raises:
+            ValueError, KeyError, OSError: there is no such file, or it is damaged.
+        """
+        if not self._pointer:
+            self._pointer = json.loads((self._folder / _POINTER).read_text())
+        return _part(self._tensors("best"), "model")
+
+    def save(self, state: TrainingState, is_best: bool) -> None:
+        """Write the latest state, and the best weights if this is them; the old ones stay until this is whole."""
+        pointer = dict(self._pointer)
+        latest = {f"model.{k}": v for k, v in state.model.items()}
+        for index, values in state.optimizer["state"].items():
+            latest |= {f"optimizer.{index}.{k}": v for k, v in values.items() if isinstance(v, Tensor)}
+        step = 0
+        if state.position is not None:
+            step = state.position.step
+            latest["position.loss"] = state.position.loss
+            latest["position.cpu_random"] = state.position.cpu_random
+            if state.position.gpu_random is not None:
+                latest["position.gpu_random"] = state.position.gpu_random
+        pointer["latest"] = self._write(f"latest-{state.epoch:04d}-{step:06d}.safetensors", latest)
+        if is_best:
+            weights = {f"model.{k}": v for k, v in state.model.items()}
+            pointer["best"] = self._write(f"best-{state.epoch:04d}.safetensors", weights)
+        pointer["training"] = {
+            "epoch": state.epoch,
+            "history": state.history,
+            "best": state.best,
+            "param_groups": state.optimizer["param_groups"],
+            "position": [state.position.epoch, state.position.step] if state.position else None,
+            "micro_batches": state.micro_batches,
+        }
+        write_json(self._folder / _POINTER, pointer)
+        self._pointer = pointer
+        keep = {pointer[name]["file"] for name in ("latest", "best") if name in pointer}
+        for path in self._folder.glob("*.safetensors"):
+            if path.name not in keep:
+                path.unlink()
+        for path in self._folder.glob(".*.tmp"):
+            path.unlink()
+
+    def clear(self) -> None:
+        """Begin anew: nothing written before is continued from."""
+        self._pointer = {}
+        (self._folder / _POINTER).unlink(missing_ok=True)
+        for path in self._folder.glob("*.safetensors"):
+            path.unlink()
+
+    def drop_latest(self) -> None:
+        """Remove what only continuing needs; the best weights stay."""
+        if "latest" in self._pointer:
+            (self._folder / self._pointer["latest"]["file"]).unlink(missing_ok=True)
+
+    def _write(self, name: str, tensors: dict[str, Tensor]) -> dict[str, str]:
+        plain = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
+        path = self._folder / name
+        write_whole(path, lambda temporary: save_file(plain, temporary))
+        return {"file": name, "sha256": file_sha256(path)}
+
+    def _tensors(self, which: str) -> dict[str, Tensor]:
+        entry = self._pointer[which]
+        content = (self._folder / entry["file"]).read_bytes()
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise ValueError(f"{entry['file']} is not what was written")
+        tensors: dict[str, Tensor] = load_tensors(content)
+        return tensors
+
+
+def weights_digest(model: dict[str, Tensor]) -> str:
+    """SHA-256 over names and values of all weights: equal exactly when two models are, bit for bit."""
+    digest = hashlib.sha256()
+    for name in sorted(model):
+        values = model[name].detach().to("cpu").contiguous()
+        digest.update(f"{name}:{values.dtype}:{tuple(values.shape)}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    start = prefix + "."
+    return {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
+
+
+def _position(tensors: dict[str, Tensor], plain: list[int] | None) -> Position | None:
+    if plain is None:
+        return None
+    epoch, step = plain
+    return Position(epoch, step, tensors["loss"], tensors["cpu_random"], tensors.get("gpu_random"))
+
+
+def _optimizer_state(tensors: dict[str, Tensor], param_groups: list[dict[str, Any]]) -> dict[str, Any]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = tensor
+    return {"state": state, "param_groups": param_groups}

@@ -1,0 +1,155 @@
+"""A trial's folder: the truth about it.
+
+``spec.json``; ``events.jsonl``, appended; the latest and the best checkpoint; ``test_confusion.npy``, per tile;
+pictures; ``stacks.txt`` after a read that hung; ``result.json``, written last: a trial is complete when it exists.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from cryobench.conf.errors import RETRIED_KINDS, ConfigError, CryobenchError
+from cryobench.conf.trial import TrialSpec
+from cryobench.workers.record.files import append_line, read_lines, write_json
+from cryobench.workers.record.result import TrialResult
+
+SPEC, EVENTS, RESULT = "spec.json", "events.jsonl", "result.json"
+STACKS = "stacks.txt"
+CONFUSION, SAMPLES_PICTURE, CONFUSION_PICTURE = "test_confusion.npy", "samples.png", "confusion.png"
+
+
+@dataclass(frozen=True)
+class TrialState:
+    """Where a trial stands: how it ended, or how far it came."""
+
+    status: Literal["pending", "begun", "failed", "diverged", "completed"]
+    epoch: int = 0
+    kind: str | None = None
+    message: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a result; such a trial is never run again."""
+        return self.status in ("completed", "diverged")
+
+    @property
+    def waits_for_user(self) -> bool:
+        """Whether it failed for a reason that another attempt alone would not remove."""
+        return self.status == "failed" and self.kind not in RETRIED_KINDS
+
+
+class TrialFolder:
+    """Access to one trial's folder below a storage folder."""
+
+    def __init__(self, storage: Path, trial_id: str) -> None:
+        self.trial_id = trial_id
+        self.path = storage / "trials" / trial_id
+
+    @classmethod
+    def at(cls, path: Path) -> TrialFolder:
+        """The trial whose folder is ``path``, wherever it lies."""
+        folder = cls(path.parent, path.name)
+        folder.path = path
+        return folder
+
+    @contextmanager
+    def locked(self, patience_s: float = 60.0) -> Iterator[None]:
+        """Hold the folder for one process; another one's hold ends with it, however it ends."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=patience_s)
+        except Timeout:
+            raise CryobenchError(
+                f"Trial {self.trial_id} is being run by another process on this storage ({self.path}). "
+                "Wait for it, or end it and run the same command again."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def write_spec(self, spec: TrialSpec) -> None:
+        """Write ``spec.json`` once; a folder never changes its trial."""
+        path = self.path / SPEC
+        if not path.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(path, spec.model_dump(mode="json"))
+
+    def spec(self) -> TrialSpec:
+        """The trial of this folder.
+
+        Raises:
+            ConfigError: there is no such trial, or its file is damaged.
+        """
+        return read_spec(self.path / SPEC)
+
+    def record(self, event: str, **values: Any) -> dict[str, Any]:
+        """Append one event and return it."""
+        entry = {"event": event, "time": time.time(), **values}
+        append_line(self.path / EVENTS, entry)
+        return entry
+
+    def events(self) -> list[dict[str, Any]]:
+        """All whole events, in order."""
+        return read_lines(self.path / EVENTS)
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """One event an epoch, in order; of an epoch that was repeated after an interruption, the last one."""
+        found = {event["epoch"]: event for event in self.events() if event.get("event") == "epoch"}
+        return [found[epoch] for epoch in sorted(found)]
+
+    def write_result(self, result: TrialResult) -> None:
+        """Write ``result.json``: from now on the trial is complete."""
+        write_json(self.path / RESULT, result.model_dump(mode="json"))
+
+    def result(self) -> TrialResult | None:
+        """The result, or None while the trial is not complete."""
+        path = self.path / RESULT
+        if not path.exists():
+            return None
+        try:
+            return TrialResult.model_validate_json(path.read_text())
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise ConfigError(
+                f"{path} is not a whole result ({problem['loc']}: {problem['msg']}). It was written by another "
+                "release or damaged; remove the file and run the sweep again, training continues from its checkpoint."
+            ) from error
+
+    def state(self) -> TrialState:
+        """Where the trial stands, from its files alone."""
+        result = self.result()
+        if result is not None:
+            return TrialState(result.status, result.epochs)
+        events = self.events()
+        epoch = max((e["epoch"] for e in events if e.get("event") == "epoch"), default=0)
+        if not events:
+            return TrialState("pending")
+        ends = [e for e in events if e["event"] in ("failed", "attempt")]
+        if ends and ends[-1]["event"] == "failed":
+            return TrialState("failed", epoch, ends[-1]["kind"], ends[-1]["message"])
+        return TrialState("begun", epoch)
+
+
+def read_spec(path: Path) -> TrialSpec:
+    """A trial's spec from its file."""
+    if not path.exists():
+        raise ConfigError(f"No trial at {path.parent}. Expected a folder with {SPEC}; cryobench plan lists trials.")
+    try:
+        return TrialSpec.model_validate_json(path.read_text())
+    except ValidationError as error:
+        raise ConfigError(f"{path} is not a trial's spec: {str(error)[:300]}") from error
+
+
+def all_trials(storage: Path) -> list[TrialFolder]:
+    """The folders of all trials that were ever begun on a storage, by id."""
+    return [TrialFolder(storage, path.parent.name) for path in sorted((storage / "trials").glob(f"*/{SPEC}"))]

@@ -1,0 +1,1 @@
+"""An attempt at a trial: epochs, evaluation, metrics, memory, pictures, summary."""

@@ -1,0 +1,110 @@
+"""Evaluation of a whole split by sliding window: one confusion matrix a tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cryobench.conf.terms import Split
+from cryobench.conf.trial import TrialSpec
+from cryobench.datasets.batches.read_ahead import read_ahead
+from cryobench.workers.model.segmentation import SegmentationModel, autocast
+from cryobench.workers.training.memory import is_out_of_memory
+from cryobench.workers.training.metrics import Matrix, confusion
+from cryobench.workers.training.trial_data import TrialData
+from cryobench.workers.training.windows import sliding_logits, window_offsets
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A tile with its prediction, for a picture: raw image (C, H, W) of ``bands``, truth and prediction (H, W)."""
+
+    tile: int
+    image: NDArray[np.generic]
+    bands: tuple[str, ...]
+    truth: NDArray[np.uint8]
+    prediction: NDArray[np.uint8]
+
+
+@torch.no_grad()
+def evaluate(
+    model: SegmentationModel,
+    data: TrialData,
+    split: Split,
+    spec: TrialSpec,
+    device: torch.device,
+    keep: Iterable[int] = (),
+    *,
+    check: Callable[[], None] = lambda: None,
+    stall_s: float | None = None,
+) -> tuple[Matrix, list[Sample]]:
+    """Confusion matrices (N, classes, classes) int64, rows prediction, and the tiles in ``keep`` as samples.
+
+    Tiles are read ahead. A batch of windows that does not fit into memory is tried again in halves. ``check`` is
+    called before every batch of tiles and may raise.
+    """
+    model.eval()
+    source, protocol = data.tiles(split), spec.protocol
+    info, classes = data.info.splits[split], len(data.info.classes)
+    window, batch = data.window(split), protocol.eval_batch_size
+    a_tile = len(window_offsets(info.height, window[0])) * len(window_offsets(info.width, window[1]))
+    at_once = max(1, batch // a_tile)
+    wanted, samples, matrices = set(keep), [], []
+
+    def read(some: range) -> dict[str, NDArray[Any]]:
+        return {
+            name: np.stack([source.crop(name, i, 0, 0, info.height, info.width) for i in some])
+            for name in (*data.preprocess.groups, "mask")
+        }
+
+    def predict(groups: dict[str, Tensor]) -> Tensor:
+        inputs = data.preprocess(groups)
+        if protocol.channels_last:
+            inputs = {m: values.contiguous(memory_format=torch.channels_last) for m, values in inputs.items()}
+        with autocast(protocol.precision, device):
+            logits: Tensor = model(inputs)
+        return logits.float()
+
+    parts = [range(start, min(start + at_once, len(source))) for start in range(0, len(source), at_once)]
+    pool = ThreadPoolExecutor(1, thread_name_prefix="tiles")
+    try:
+        for some, whole in zip(parts, read_ahead(pool, read, parts, 1, stall_s), strict=True):
+            check()
+            groups: dict[str, Tensor] = {
+                str(name): torch.from_numpy(whole[name]).to(device) for name in data.preprocess.groups
+            }
+            logits, batch = _merged(predict, groups, window, batch)
+            predicted = logits.argmax(dim=1)
+            truth = torch.from_numpy(whole["mask"]).to(device)
+            matrices += [
+                confusion(p, t, classes, data.info.ignore_index) for p, t in zip(predicted, truth, strict=True)
+            ]
+            for place, tile in enumerate(some):
+                if tile in wanted:
+                    shown = "optical" if "optical" in whole else data.preprocess.groups[-1]
+                    found = predicted[place].to(torch.uint8).cpu().numpy()
+                    bands = data.info.groups[shown].bands
+                    samples.append(Sample(tile, whole[shown][place], bands, whole["mask"][place], found))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return torch.stack(matrices).cpu().numpy(), samples
+
+
+def _merged(
+    predict: Callable[[dict[str, Tensor]], Tensor], groups: dict[str, Tensor], window: tuple[int, int], batch: int
+) -> tuple[Tensor, int]:
+    """Merged logits, by as many windows at once as memory holds; how many that was."""
+    while True:
+        try:
+            return sliding_logits(predict, groups, window, batch), batch
+        except Exception as error:
+            if batch == 1 or not is_out_of_memory(error):
+                raise
+        batch //= 2
