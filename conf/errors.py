@@ -113,6 +113,12 @@ class StorageError(CryobenchError):
     kind = "storage"
 
 
+class RecordError(CryobenchError):
+    """A file of a storage that is damaged, or was written by a later release."""
+
+    kind = "bad_record"
+
+
 class InterruptedTrialError(CryobenchError):
     """A trial that was asked to stop at an epoch boundary; it continues when run again."""
 

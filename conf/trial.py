@@ -1,25 +1,21 @@
 """A trial and its name.
 
 A trial is a pure function of its `TrialSpec`, the tile store and the weights. Its id is the first 16 hex digits
-of the SHA-256 of the canonical JSON of everything in the spec that can change a result; paths, descriptions and the
-names of data set and regime are marked `Label` and stay out.
+of the SHA-256 of the canonical JSON of everything in the spec that can change a result (`cryobench.conf.identity`);
+paths, descriptions and the names of data set and regime are marked `Label` and stay out.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
+from cryobench.conf.dataset_spec import Statistics
+from cryobench.conf.identity import Label, identity_digest
 from cryobench.conf.schema import CheckpointLayout, LoraSpec, ProtocolSpec, RegimeSpec
 from cryobench.conf.strict import Strict
 from cryobench.conf.terms import Group, Modality, Setting
-
-_LABEL = "label"
-#: A field that cannot change a result and so is no part of a trial's identity.
-Label = Field(json_schema_extra={_LABEL: True})
 
 
 class Source(Strict):
@@ -72,13 +68,18 @@ class TrialEncoder(Strict):
 class TrialDataset(Strict):
     """A tile store as one trial uses it; the digest stands for its whole content.
 
-    ``subset`` is the digest of the training tiles' numbers where a regime uses part of them.
+    The name is no part of the identity: two names for the same tiles and classes ask for the same computation, which
+    is done once and stands under the name that was asked for first.
+
+    ``subset`` is the digest of the training tiles' numbers where a regime uses part of them. ``published`` holds the
+    values by which inputs are normalised where ``statistics`` says so: the store's digest does not cover them.
     """
 
     name: Annotated[str, Label]
     store_digest: str
     subset: str | None = None
     statistics: Literal["training", "published"]
+    published: dict[str, Statistics] | None = None
 
 
 class TrialRegime(Strict):
@@ -110,7 +111,18 @@ class TrialSpec(Strict):
     @property
     def trial_id(self) -> str:
         """The trial's name: 16 hex digits."""
-        return hashlib.sha256(canonical_json(identity(self)).encode()).hexdigest()[:16]
+        return identity_digest(self)[:16]
+
+    @property
+    def former_ids(self) -> tuple[str, ...]:
+        """Names that earlier releases gave this trial, newest first.
+
+        Until release 0.1 the values of published statistics were not in the name.
+        """
+        if self.dataset.published is None:
+            return ()
+        unnamed = self.dataset.model_copy(update={"published": None})
+        return (self.model_copy(update={"dataset": unnamed}).trial_id,)
 
     @property
     def label(self) -> str:
@@ -126,21 +138,3 @@ class TrialSpec(Strict):
     def trains_encoder(self) -> bool:
         """Whether the encoder's parameters train: asked for by the regime, or a baseline from scratch."""
         return self.regime.train_encoder or self.encoder.baseline
-
-
-def identity(model: BaseModel) -> dict[str, Any]:
-    """The part of ``model`` that can change a result, as plain JSON data."""
-    plain: dict[str, Any] = {}
-    dumped = model.model_dump(mode="json")
-    for name, field in type(model).model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get(_LABEL):
-            continue
-        value = getattr(model, name)
-        plain[name] = identity(value) if isinstance(value, BaseModel) else dumped[name]
-    return plain
-
-
-def canonical_json(value: object) -> str:
-    """JSON with sorted keys and no spaces; floats in Python's shortest exact form."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def duration(seconds: float) -> str:
     """A duration for people: 42 s, 3 min 20 s, 5 h 12 min, 2 d 3 h."""
@@ -18,3 +20,8 @@ def duration(seconds: float) -> str:
 def percent(value: float | None) -> str:
     """A metric in percent with two digits, or a dash."""
     return "–" if value is None else f"{value:.2f}"
+
+
+def masked(uri: str) -> str:
+    """An address without its password, for people."""
+    return re.sub(r"(://[^/@:]*):[^@]*@", r"\1:***@", uri)

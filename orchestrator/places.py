@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +46,18 @@ class Places:
     def worker_storage(self) -> Path:
         """Where workers write their trials: the storage itself, or their node's working copy."""
         return self.storage.with_name("worker") if self.storage_url else self.storage
+
+    def options(self) -> str:
+        """The options that name these folders again, for a command line that goes on from another folder."""
+        given = {"--storage": self.storage_url or self.storage, "--data-dir": self.data_dir}
+        near = self.data_dir if isinstance(self.data_dir, Path) else Path("cryobench-data").resolve()
+        for option, folder, default in (
+            ("--cache-dir", self.cache_dir, near / "cache"),
+            ("--weights-dir", self.weights_dir, near / "weights"),
+        ):
+            if folder != default:
+                given[option] = folder
+        return " ".join(f"{option} {shlex.quote(str(value))}" for option, value in given.items())
 
     def for_trials(self, resources: ResourceSpec, device: str = "auto") -> Place:
         """The same for a worker that runs trials."""

@@ -93,13 +93,15 @@ def sync(storage: Storage = None, tracking_uri: TrackingUri = None) -> None:
     """Rebuild MLflow and the leaderboard from the trial folders; doing it twice changes nothing."""
     from cryobench.orchestrator.places import places
     from cryobench.orchestrator.results.leaderboard import table_path
-    from cryobench.orchestrator.results.projection import sync as synchronise
+    from cryobench.orchestrator.results.reconcile import sync as synchronise
     from cryobench.orchestrator.results.tracking import default_uri
 
     where = places(storage)
     uri = None if tracking_uri == "none" else tracking_uri or default_uri(where.storage)
     with bar("Trials") as progress:
         done = synchronise(where.storage, uri, progress)
+    for problem in done.problems.values():
+        console.print(f"Warning: {problem}", markup=False, highlight=False, soft_wrap=True)
     if where.storage_url:
         from cryobench.workers.record.mirror import Mirror
 

@@ -20,6 +20,7 @@ from cryobench.orchestrator.commands.options import (
     WeightsDir,
 )
 from cryobench.orchestrator.commands.output import console, print_json
+from cryobench.orchestrator.formatting import masked
 
 if TYPE_CHECKING:
     from cryobench.orchestrator.places import Places
@@ -114,24 +115,23 @@ def resume(
 def _run(
     plans: list[Plan], where: Places, tracking_uri: str | None, address: str | None, retry_failed: bool, partial: bool
 ) -> None:
-    from cryobench.orchestrator.results.tracking import default_uri
-
     for made in plans:
         if made.blocked and not partial:
             _print_counts(made)
             _print_missing(made)
             console.print("Nothing was run. Bring what is missing, or add --partial to run the rest.")
             raise typer.Exit(2)
-    uri = None if tracking_uri == "none" else tracking_uri or default_uri(where.storage)
     where.storage.mkdir(parents=True, exist_ok=True)
     for made in plans:
-        _run_one(made, where, uri, address, retry_failed)
+        _run_one(made, where, tracking_uri, address, retry_failed)
 
 
-def _run_one(made: Plan, where: Places, uri: str | None, address: str | None, retry_failed: bool) -> None:
+def _run_one(made: Plan, where: Places, tracking_uri: str | None, address: str | None, retry_failed: bool) -> None:
     from cryobench.orchestrator.results.leaderboard import table_path
+    from cryobench.orchestrator.results.tracking import default_uri
     from cryobench.orchestrator.sweep.driver import run_sweep
 
+    uri = None if tracking_uri == "none" else tracking_uri or default_uri(where.storage)
     todo = made.to_run(retry_failed)
     waiting = [t for t in made.trials if t.state == "failed" and t not in todo]
     complete = sum(t.state in ("completed", "diverged") for t in made.trials)
@@ -145,8 +145,13 @@ def _run_one(made: Plan, where: Places, uri: str | None, address: str | None, re
     outcome = run_sweep(made, where, console, uri=uri, address=address, retry_failed=retry_failed)
     told = ", ".join(f"{count} {name}" for name, count in outcome.counts.items()) or "nothing left to run"
     console.print(f"Sweep {made.sweep.name}: {told}.", highlight=False)
-    storage = shlex.quote(str(where.storage_url or where.storage))
-    options = f"--storage {storage} --data-dir {shlex.quote(str(where.data_dir))}"
+    storage = f"--storage {shlex.quote(str(where.storage_url or where.storage))}"
+    options = where.options()
+    if address is not None:
+        options += f" --address {shlex.quote(address)}"
+    if tracking_uri is not None:
+        storage += f" --tracking-uri {shlex.quote(masked(tracking_uri))}"
+        options += f" --tracking-uri {shlex.quote(masked(tracking_uri))}"
     if outcome.interrupted:
         console.print(
             f"Interrupted. Go on with: cryobench resume {made.sweep.name} {options}", markup=False, soft_wrap=True
@@ -162,12 +167,9 @@ def _run_one(made: Plan, where: Places, uri: str | None, address: str | None, re
         )
     console.print(f"Leaderboard: {table_path(where.storage)}", soft_wrap=True, highlight=False)
     if uri:
-        console.print(f"MLflow: cryobench ui --storage {storage}", soft_wrap=True, highlight=False)
+        console.print(f"MLflow: cryobench ui {storage}", soft_wrap=True, highlight=False)
         if not outcome.tracked:
-            console.print(
-                f"MLflow lacks some of it; then: cryobench sync --storage {storage}",
-                soft_wrap=True,
-            )
+            console.print(f"MLflow lacks some of it; then: cryobench sync {storage}", soft_wrap=True, highlight=False)
     if failed:
         raise typer.Exit(1)
 

@@ -5,16 +5,15 @@ A projection of the trial folders: it can be deleted and rebuilt at any time.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cryobench.conf.errors import ConfigError
-from cryobench.conf.trial import canonical_json, identity
+from cryobench.conf.errors import ConfigError, RecordError
+from cryobench.conf.identity import identity_digest
 from cryobench.workers.record.files import write_whole
 from cryobench.workers.record.folder import TrialFolder
 
@@ -81,10 +80,14 @@ def leaderboard_row(folder: TrialFolder, sweep: str, run_id: str | None) -> dict
     state = folder.state()
     if not (state.finished or state.status == "failed"):
         return None
-    spec, result = folder.spec(), folder.result()
-    digest = hashlib.sha256(canonical_json(identity(spec.protocol)).encode()).hexdigest()
+    spec, result, unreadable = folder.spec(), None, None
+    try:
+        result = folder.result()
+    except RecordError as error:  # the row stands all the same, and says what is wrong with it
+        unreadable = str(error)
+    digest = identity_digest(spec.protocol)
     row: dict[str, Any] = {
-        "trial_id": spec.trial_id,
+        "trial_id": folder.trial_id,
         "sweep": sweep,
         "encoder": spec.encoder.name,
         "title": spec.encoder.title,
@@ -96,7 +99,7 @@ def leaderboard_row(folder: TrialFolder, sweep: str, run_id: str | None) -> dict
         "protocol": digest[:8],
         "status": state.status,
         "failure_kind": state.kind,
-        "message": state.message,
+        "message": unreadable or state.message,
         "precision": spec.protocol.precision,
         "epochs": state.epoch,
         "weights": spec.encoder.weights.provenance,
@@ -137,23 +140,41 @@ def leaderboard_row(folder: TrialFolder, sweep: str, run_id: str | None) -> dict
     return row
 
 
-def write_row(storage: Path, row: dict[str, Any]) -> None:
-    """Write one trial's file; a file that already says the same is left alone."""
-    path = storage / "leaderboard" / "trials" / f"{row['trial_id']}.parquet"
+def recorded_run_id(storage: Path, trial: str) -> str | None:
+    """The MLflow run that the trial's row names; None without a row."""
+    try:
+        row = pq.read_table(_row_path(storage, trial), columns=["mlflow_run_id"]).to_pylist()
+    except (OSError, pa.ArrowException):
+        return None
+    return row[0]["mlflow_run_id"] if row else None
+
+
+def write_row(storage: Path, row: dict[str, Any]) -> bool:
+    """Write one trial's file, unless it says the same already; whether it was written."""
+    path = _row_path(storage, row["trial_id"])
     table = pa.Table.from_pylist([row], SCHEMA)
-    if path.exists() and pq.read_table(path).equals(table):
-        return
+    try:
+        if pq.read_table(path).equals(table):
+            return False
+    except (OSError, pa.ArrowException):
+        pass  # there is none yet, or it is damaged: the folder is the truth
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda temporary: pq.write_table(table, temporary))
+    return True
 
 
-def compact(storage: Path, keep: Iterable[str] | None = None) -> pa.Table:
-    """Gather all trials' files into one table, sorted by identity; files of trials not in ``keep`` are removed."""
-    kept = None if keep is None else set(keep)
+def compact(storage: Path, exists: Callable[[str], bool] = lambda trial: True) -> pa.Table:
+    """Gather all trials' files into one table, sorted by identity; files of trials that are no more are removed.
+
+    Args:
+        storage: the storage.
+        exists: whether a trial still has its folder, asked at the moment in which its row would go: rows that come
+            in meanwhile, from a driver beside this process, stay.
+    """
     tables = []
     for path in sorted((storage / "leaderboard" / "trials").glob("*.parquet")):
-        if kept is not None and path.stem not in kept:
-            path.unlink()
+        if not exists(path.stem):
+            path.unlink(missing_ok=True)
             continue
         tables.append(pq.read_table(path, schema=SCHEMA))
     table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
@@ -164,6 +185,10 @@ def compact(storage: Path, keep: Iterable[str] | None = None) -> pa.Table:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda temporary: pq.write_table(table, temporary))
     return table
+
+
+def _row_path(storage: Path, trial: str) -> Path:
+    return storage / "leaderboard" / "trials" / f"{trial}.parquet"
 
 
 def read_leaderboard(storage: Path) -> pa.Table:

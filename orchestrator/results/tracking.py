@@ -1,7 +1,7 @@
 """MLflow: one experiment a sweep, one run a trial under a parent run. A projection of the trial folders.
 
-Every write is idempotent: runs are found by their trial's id, metrics carry the time of their event, and tags say
-how far a run was written, so projecting twice changes nothing. Only the driver's process writes.
+Every write is idempotent: a trial's run is found by its id, metrics carry the time of their event, and what was written
+is remembered in a `RunBook`, so writing twice changes nothing. Only the driver's process writes.
 """
 
 from __future__ import annotations
@@ -9,18 +9,29 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from cryobench.conf.errors import TrackingError
 from cryobench.conf.trial import TrialSpec
+from cryobench.orchestrator.formatting import masked
+from cryobench.orchestrator.results.run_book import RunBook, TrackedRun
+from cryobench.orchestrator.results.run_content import epoch_metrics, params_of, result_metrics, result_tags, tags_of
 from cryobench.workers.record.folder import CONFUSION_PICTURE, RESULT, SAMPLES_PICTURE, SPEC, TrialFolder
 from cryobench.workers.record.result import TrialResult
 
 _EPOCH, _WRITTEN, _ROLE = "cryobench.epoch", "cryobench.result", "cryobench.role"
 _BATCH = 900
+#: What MLflow answers about one run; any other error is about the server.
+_REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "MALFORMED_REQUEST"}
+_GONE = "RESOURCE_DOES_NOT_EXIST"
+
+
+class RefusedError(TrackingError):
+    """MLflow is there and refuses one trial; all others can be written."""
 
 
 def default_uri(storage: Path) -> str:
@@ -29,64 +40,93 @@ def default_uri(storage: Path) -> str:
 
 
 @dataclass
-class _Run:
-    run_id: str
-    epoch: int = 0
-    written: str = ""
-    status: str = ""
-
-
-@dataclass
 class Tracker:
     """One sweep's experiment.
 
     Raises:
-        TrackingError: from every method, if the server or database cannot be reached or refuses.
+        RefusedError: from `project`, if MLflow refuses this trial.
+        TrackingError: from every method, if the server or database cannot be reached or refuses altogether.
     """
 
     uri: str
     storage: Path
     sweep: str
-    _runs: dict[str, _Run] = field(default_factory=dict)
+    _book: RunBook = field(init=False)
 
     def __post_init__(self) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it tells of every table it makes
         from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
 
-        try:
+        with self._explained():
             self._client: Any = MlflowClient(tracking_uri=self.uri)
-            self._experiment = self._find_experiment()
-            self._parent = self._find_runs()
-        except (MlflowException, OSError, ValueError) as error:
-            raise _unreachable(self.uri, error) from error
-        except Exception as error:
-            if type(error).__module__.startswith("sqlalchemy"):
-                raise _unreachable(self.uri, error) from error
-            raise
+            experiment = self._find_experiment()
+            self._experiment = str(experiment.experiment_id)
+            self._book = RunBook.open(self.storage, self.sweep, self.uri, self._experiment, experiment.creation_time)
+            self._parent = self._find_parent()
 
     def project(self, folder: TrialFolder) -> str | None:
         """Bring the trial's run up to what its folder says; its id, or None for a trial that was never begun."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return self._project(folder)
-        except (MlflowException, OSError) as error:
-            raise _unreachable(self.uri, error) from error
-
-    def _project(self, folder: TrialFolder) -> str | None:
-        state = folder.state()
-        if state.status == "pending":
+        if folder.state().status == "pending":
             return None
-        spec, events = folder.spec(), folder.events()
-        run = self._runs.get(spec.trial_id) or self._create(spec, events)
-        self._log_epochs(run, folder)
+        with self._explained(folder.trial_id):
+            try:
+                return self._project(folder)
+            except Exception as error:
+                if _code(error) != _GONE:
+                    raise
+            self._book.forget(folder.trial_id)  # somebody deleted the run: it comes back
+            return self._project(folder)
+
+    def finish(self, counts: Mapping[str, int]) -> None:
+        """Note the sweep's counts on the parent run and end it for now."""
+        with self._explained():
+            parent = self._client.get_run(self._parent)
+            for name, count in counts.items():
+                if parent.data.tags.get(f"trials.{name}") != str(count):
+                    self._client.set_tag(self._parent, f"trials.{name}", str(count))
+            if parent.info.status == "RUNNING":
+                self._client.set_terminated(self._parent, "FINISHED")
+        self._book.save()
+
+    def save(self) -> None:
+        """Remember which runs there are, so that the next start need not ask for them."""
+        self._book.save()
+
+    def take_stock(self, known: Collection[str]) -> int:
+        """Read all runs of the experiment anew, and delete those of trials that are not ``known`` and second ones.
+
+        Returns:
+            How many were deleted.
+        """
+        with self._explained():
+            self._book.clear()
+            superfluous = []
+            for run in sorted(self._all_runs(), key=lambda run: (run.info.start_time, run.info.run_id)):
+                trial = run.data.tags.get("trial_id")
+                if trial is None:
+                    continue
+                if trial in known and self._book.get(trial) is None:
+                    self._book.put(trial, _tracked(run))
+                else:
+                    superfluous.append(run.info.run_id)
+            for run_id in superfluous:
+                self._client.delete_run(run_id)
+            return len(superfluous)
+
+    def _project(self, folder: TrialFolder) -> str:
+        trial, state, events = folder.trial_id, folder.state(), folder.events()
+        run = (
+            self._book.get(trial)
+            or self._look_up(trial)
+            or self._create(trial, folder.spec(), _milliseconds(events[0]))
+        )
+        run = self._log_epochs(run, folder)
         result = folder.result()
         written = hashlib.sha256((folder.path / RESULT).read_bytes()).hexdigest()[:16] if result else ""
         if result and run.written != written:
-            self._log_result(run, folder, result, events, written)
+            run = self._log_result(run, folder, result, _milliseconds(events[-1]), written)
         elif not result and run.status != state.status:
             self._client.set_tag(run.run_id, "status", state.status)
             if state.status == "failed":
@@ -95,152 +135,165 @@ class Tracker:
                 self._client.set_terminated(run.run_id, "FAILED", end_time=_milliseconds(events[-1]))
             else:
                 self._client.update_run(run.run_id, status="RUNNING")
-        run.status = state.status
+        self._book.put(trial, run.with_status(state.status))
         return run.run_id
 
-    def finish(self, counts: dict[str, int]) -> None:
-        """Note the sweep's counts on the parent run and end it for now."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            before = dict(self._client.get_run(self._parent).data.tags)
-            for name, count in counts.items():
-                if before.get(f"trials.{name}") != str(count):
-                    self._client.set_tag(self._parent, f"trials.{name}", str(count))
-            if self._client.get_run(self._parent).info.status == "RUNNING":
-                self._client.set_terminated(self._parent, "FINISHED")
-        except MlflowException as error:
-            raise _unreachable(self.uri, error) from error
-
-    def _find_experiment(self) -> str:
+    def _find_experiment(self) -> Any:
         found = self._client.get_experiment_by_name(self.sweep)
         if found is None:
             local = self.uri.startswith(("sqlite:", "file:"))
             where = (self.storage / "mlartifacts" / self.sweep).as_uri() if local else None
-            return str(self._client.create_experiment(self.sweep, artifact_location=where))
+            return self._client.get_experiment(self._client.create_experiment(self.sweep, artifact_location=where))
         if found.lifecycle_stage == "deleted":
             self._client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
+        return found
 
-    def _find_runs(self) -> str:
-        parent, token = None, None
-        while True:
-            page = self._client.search_runs([self._experiment], max_results=1000, page_token=token)
-            for run in page:
-                tags = run.data.tags
-                if tags.get(_ROLE) == "sweep":
-                    parent = run.info.run_id
-                elif "trial_id" in tags:
-                    self._runs[tags["trial_id"]] = _Run(
-                        run.info.run_id, int(tags.get(_EPOCH, 0)), tags.get(_WRITTEN, ""), tags.get("status", "")
-                    )
-            token = page.token
-            if not token:
-                break
-        if parent is None:
-            created = self._client.create_run(
+    def _find_parent(self) -> str:
+        if self._book.parent is not None:
+            return self._book.parent
+        found = self._client.search_runs([self._experiment], f"tags.`{_ROLE}` = 'sweep'", max_results=1)
+        run = (
+            found[0]
+            if found
+            else self._client.create_run(
                 self._experiment, run_name=f"sweep {self.sweep}", tags={_ROLE: "sweep", "sweep": self.sweep}
             )
-            parent = created.info.run_id
-        return str(parent)
+        )
+        parent = self._book.parent = str(run.info.run_id)
+        return parent
 
-    def _create(self, spec: TrialSpec, events: list[dict[str, Any]]) -> _Run:
+    def _look_up(self, trial: str) -> TrackedRun | None:
+        found = self._client.search_runs(
+            [self._experiment], f"tags.trial_id = '{trial}'", max_results=1, order_by=["attributes.start_time ASC"]
+        )
+        return _tracked(found[0]) if found else None
+
+    def _all_runs(self) -> Iterator[Any]:
+        token = None
+        while True:
+            page = self._client.search_runs([self._experiment], max_results=1000, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _create(self, trial: str, spec: TrialSpec, start: int) -> TrackedRun:
         from mlflow.entities import Param
 
-        tags = {
-            "trial_id": spec.trial_id,
-            "encoder": spec.encoder.name,
-            "dataset": spec.dataset.name,
-            "regime": spec.regime.name,
-            "weights": spec.encoder.weights.provenance,
-            "status": "begun",
-            "mlflow.parentRunId": self._parent,
-        }
+        tags = {**tags_of(trial, spec), "mlflow.parentRunId": self._parent}
         name = f"{spec.encoder.name} {spec.dataset.name} {spec.regime.name} lr={spec.lr:g}"
-        created = self._client.create_run(
-            self._experiment, start_time=_milliseconds(events[0]), tags=tags, run_name=name
-        )
-        params = {
-            "encoder": spec.encoder.name,
-            "variant": spec.encoder.variant,
-            "dataset": spec.dataset.name,
-            "store_digest": spec.dataset.store_digest,
-            "regime": spec.regime.name,
-            "label_fraction": spec.regime.label_fraction,
-            "lr": spec.lr,
-            "seed": spec.seed,
-            **{f"protocol.{key}": value for key, value in spec.protocol.model_dump(mode="json").items()},
-        }
-        self._client.log_batch(created.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
-        self._runs[spec.trial_id] = _Run(created.info.run_id, status="begun")
-        return self._runs[spec.trial_id]
+        created = self._client.create_run(self._experiment, start_time=start, tags=tags, run_name=name)
+        run = TrackedRun(str(created.info.run_id), status="begun")
+        self._book.put(trial, run)
+        params = [Param(key, value) for key, value in params_of(spec).items()]
+        self._client.log_batch(run.run_id, params=params)
+        return run
 
-    def _log_epochs(self, run: _Run, folder: TrialFolder) -> None:
+    def _log_epochs(self, run: TrackedRun, folder: TrialFolder) -> TrackedRun:
         from mlflow.entities import Metric, RunTag
 
         new = [event for event in folder.epochs() if event["epoch"] > run.epoch]
         if not new:
-            return
-        names = ("loss", "lr", "seconds", "val_miou", "val_mean_f1", "val_overall_accuracy")
+            return run
         metrics = [
-            Metric(name, event[name], _milliseconds(event), event["epoch"])
+            Metric(name, value, _milliseconds(event), event["epoch"])
             for event in new
-            for name in names
-            if name in event
+            for name, value in epoch_metrics(event).items()
         ]
         for start in range(0, len(metrics), _BATCH):
             self._client.log_batch(run.run_id, metrics=metrics[start : start + _BATCH])
-        run.epoch = new[-1]["epoch"]
+        run = run.with_epoch(new[-1]["epoch"])
         self._client.log_batch(run.run_id, tags=[RunTag(_EPOCH, str(run.epoch))])
+        return run
 
     def _log_result(
-        self, run: _Run, folder: TrialFolder, result: TrialResult, events: list[dict[str, Any]], written: str
-    ) -> None:
+        self, run: TrackedRun, folder: TrialFolder, result: TrialResult, ended: int, written: str
+    ) -> TrackedRun:
         from mlflow.entities import Metric, RunTag
 
-        ended = _milliseconds(events[-1])
-        values: dict[str, float] = {
-            "parameters": result.cost.parameters,
-            "trained_parameters": result.cost.trained_parameters,
-            "gmacs": result.cost.gmacs,
-            "train_seconds": result.cost.train_seconds,
-            "tiles_per_second": result.cost.tiles_per_second,
-            "peak_memory_mb": result.cost.peak_memory_mb,
-        }
-        if result.best_val_miou is not None:
-            values["best_val_miou"] = result.best_val_miou
-        if result.test is not None:
-            for name in ("miou", "miou_low", "miou_high", "mean_f1", "overall_accuracy"):
-                values[f"test_{name}"] = getattr(result.test, name)
-            for label, iou, f1 in zip(result.classes, result.test.iou, result.test.f1, strict=True):
-                values[f"test_iou/{label}"], values[f"test_f1/{label}"] = iou, f1
         # At step 0 the UI draws a value that a run has once as a bar, and the bars of all runs side by side.
-        metrics = [Metric(name, float(value), ended, 0) for name, value in values.items()]
+        metrics = [Metric(name, float(value), ended, 0) for name, value in result_metrics(result).items()]
         self._client.log_batch(run.run_id, metrics=metrics)
         for name in (SPEC, RESULT, SAMPLES_PICTURE, CONFUSION_PICTURE):
             if (folder.path / name).exists():
                 self._client.log_artifact(run.run_id, str(folder.path / name))
-        tags = {
-            "status": result.status,
-            "data_origin": result.provenance.data_origin,
-            "device": result.provenance.device,
-            "code_version": result.provenance.code,
-            _WRITTEN: written,
-        }
+        tags = {**result_tags(result), _WRITTEN: written}
         self._client.log_batch(run.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         self._client.set_terminated(run.run_id, "FINISHED", end_time=ended)
-        run.written = written
+        return run.with_result(written)
+
+    @contextmanager
+    def _explained(self, trial: str | None = None) -> Iterator[None]:
+        """Errors of MLflow and of its database in words of ours."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except (MlflowException, OSError) as error:
+            if trial is not None and _code(error) in _REFUSALS:
+                raise RefusedError(
+                    f"MLflow refuses trial {trial} ({_in_short(error)}). Its result is safe in its folder and in the "
+                    "leaderboard; all other trials are written."
+                ) from error
+            raise _unreachable(self.uri, error) from error
+        except Exception as error:
+            if type(error).__module__.startswith("sqlalchemy") or (trial is None and isinstance(error, ValueError)):
+                raise _unreachable(self.uri, error) from error
+            raise
 
 
-def _milliseconds(event: dict[str, Any]) -> int:
+def mend_artifact_locations(storage: Path, tell: Callable[[str], None]) -> None:
+    """Let the embedded MLflow find its artifacts again after the storage was moved or copied.
+
+    MLflow keeps whole paths, and offers no call to change them; what is corrected here are the two columns that hold
+    them, in the database that this storage owns.
+    """
+    import sqlite3
+    from contextlib import closing
+
+    path = storage / "mlflow.db"
+    if not path.exists():
+        return
+    root = (storage / "mlartifacts").as_uri()
+    mended = 0
+    try:
+        with closing(sqlite3.connect(path, timeout=30)) as database, database:
+            for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+                for (found,) in database.execute(f"SELECT DISTINCT {column} FROM {table}").fetchall():
+                    before, marker, rest = str(found or "").partition("/mlartifacts/")
+                    if marker and before.startswith("file:") and f"{before}/mlartifacts" != root:
+                        query = f"UPDATE {table} SET {column} = ? WHERE {column} = ?"
+                        mended += database.execute(query, (f"{root}/{rest}", found)).rowcount
+    except sqlite3.Error:
+        return  # not a database, or a new one without tables: opening it through MLflow says what is wrong
+    if mended:
+        tell(
+            f"The storage was moved or copied: {mended} runs and experiments in MLflow find their files in {root} now."
+        )
+
+
+def _tracked(run: Any) -> TrackedRun:
+    tags = run.data.tags
+    return TrackedRun(
+        str(run.info.run_id), int(tags.get(_EPOCH, 0)), str(tags.get(_WRITTEN, "")), str(tags.get("status", ""))
+    )
+
+
+def _milliseconds(event: Mapping[str, Any]) -> int:
     return int(event["time"] * 1000)
 
 
+def _code(error: BaseException) -> str:
+    return str(getattr(error, "error_code", ""))
+
+
+def _in_short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def _unreachable(uri: str, error: BaseException) -> TrackingError:
-    parts = urlsplit(uri)
-    shown = uri if not parts.password else uri.replace(parts.password, "***")
     return TrackingError(
-        f"MLflow at {shown} cannot be used ({type(error).__name__}: {' '.join(str(error).split())[:200]}). Results are "
+        f"MLflow at {masked(uri)} cannot be used ({_in_short(error).replace(uri, masked(uri))}). Results are "
         "safe in the trial folders: start the server or give another --tracking-uri (or --tracking-uri none), and run "
         "cryobench sync to bring MLflow up to date."
     )

@@ -6,6 +6,8 @@ import logging
 import os
 import socket
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,9 @@ from rich.console import Console
 from cryobench.conf.errors import ConfigError, OutOfMemoryError
 from cryobench.conf.schema import ResourceSpec
 from cryobench.orchestrator.places import Places
-from cryobench.orchestrator.results.projection import LiveProjection
+from cryobench.orchestrator.results.background import BackgroundReconciler
+from cryobench.orchestrator.sweep.crash import record_crash
+from cryobench.orchestrator.sweep.former_names import rename_former_trials
 from cryobench.orchestrator.sweep.plan import Plan, PlannedTrial
 from cryobench.orchestrator.sweep.preemption import leaving_on_sigterm
 from cryobench.orchestrator.sweep.progress import SweepProgress
@@ -56,19 +60,20 @@ def run_sweep(
     Raises:
         TrackingError: MLflow cannot be reached at the start; nothing has run.
     """
-    record = record_sweep(where.storage, plan.sweep, plan.trial_ids)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     mirror = Mirror(where.storage_url) if where.storage_url else None
+    renamed = rename_former_trials(where.storage, [t.spec for t in plan.trials if not t.provisional], mirror)
+    for former, present in renamed.items():
+        say(f"Trial {former} is called {present} since its name holds the published statistics; the old name finds it.")
+    record = record_sweep(where.storage, plan.sweep, plan.trial_ids)
     if mirror:
         mirror.push_projections(where.storage)
-    projection = LiveProjection(
-        where.storage,
-        record,
-        uri,
-        lambda text: console.print(f"Warning: {text}", markup=False, soft_wrap=True),
-        mirror=mirror,
-    )
+    reconciler = BackgroundReconciler(where.storage, record, uri, lambda text: say(f"Warning: {text}"), mirror=mirror)
     todo = plan.to_run(retry_failed)
-    projection.note(t.spec.trial_id for t in plan.trials if t.state in ("completed", "diverged", "failed"))
+    reconciler.note(record.trials)
     progress = SweepProgress(
         console=console,
         specs={t.spec.trial_id: t.spec for t in todo},
@@ -80,22 +85,105 @@ def run_sweep(
     try:
         if todo:
             with progress:
-                interrupted = _tune(todo, where, plan.sweep.resources, address, progress, projection)
+                run = _Run(todo, where, plan.sweep.resources, address, progress, reconciler, mirror)
+                interrupted = run.to_its_end()
     finally:
-        tracked = projection.close()
+        tracked = reconciler.close(progress.finished())
     counts = {name: count for name, count in progress.counts.items() if count}
     return SweepOutcome(counts, interrupted, tracked)
 
 
-def _tune(
-    todo: list[PlannedTrial],
-    where: Places,
-    resources: ResourceSpec,
-    address: str | None,
-    progress: SweepProgress,
-    projection: LiveProjection,
-) -> bool:
-    """Whether the user interrupted."""
+@dataclass
+class _Run:
+    """The trials of a sweep under Ray Tune, taken up again where a node ran out of memory."""
+
+    todo: list[PlannedTrial]
+    where: Places
+    resources: ResourceSpec
+    address: str | None
+    progress: SweepProgress
+    reconciler: BackgroundReconciler
+    mirror: Mirror | None
+
+    def to_its_end(self) -> bool:
+        """Whether the user interrupted.
+
+        Raises:
+            OutOfMemoryError: nodes ran out of memory more often than is retried.
+        """
+        concurrent, retries_left = self.resources.max_concurrent, self.resources.crash_retries
+        while True:
+            with _ray(self.address) as own_ray:
+                try:
+                    self._fit(concurrent)
+                except KeyboardInterrupt:
+                    return True
+                except RuntimeError as error:
+                    # Tune gives up where Ray ends a worker to save the node from running out of memory.
+                    if _LOW_MEMORY not in str(error):
+                        raise
+                    running = len(self.progress.running())
+                    if not (own_ray and retries_left):
+                        raise _out_of_memory(running) from error
+                else:
+                    left = [trial for trial in self.progress.specs if trial not in self.progress.finished()]
+                    return bool(left)
+            concurrent = max(1, running - 1)
+            self.progress.tell_low_memory(concurrent)
+            retries_left -= 1
+
+    def _fit(self, concurrent: int | None) -> None:
+        """Run what has not ended through one Tuner."""
+        import ray
+
+        from cryobench.orchestrator.sweep.trainable import Leave
+
+        leave = ray.remote(num_cpus=0)(Leave).remote()
+        with tempfile.TemporaryDirectory(prefix="cryobench-tune-") as scratch:
+            tuner = self._tuner(scratch, leave, concurrent)
+            with leaving_on_sigterm(lambda: leave.say.remote(), self.progress.running):
+                tuner.fit()
+
+    def _tuner(self, scratch: str, leave: Any, concurrent: int | None) -> Any:
+        import ray
+        from ray import tune
+
+        from cryobench.orchestrator.sweep.trainable import trainable
+        from cryobench.orchestrator.sweep.watcher import Watcher
+
+        cpus, gpus = self.resources.cpus_per_trial, self.resources.gpus_per_trial
+        if gpus == "auto":
+            gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+        _check_fits(ray.cluster_resources(), cpus, gpus)
+        specs = {t.spec.trial_id: t.spec for t in self.todo if not self.progress.ended(t.spec.trial_id)}
+        plain = {trial: spec.model_dump(mode="json") for trial, spec in specs.items()}
+        place = self.where.for_trials(self.resources)
+
+        def crashed(trial: str, message: str) -> str:
+            return record_crash(self.where.storage, specs[trial], message, self.mirror)
+
+        return tune.Tuner(
+            tune.with_resources(trainable(place, plain, leave), {"cpu": cpus, "gpu": gpus}),
+            param_space={"trial": tune.grid_search(list(plain))},
+            tune_config=tune.TuneConfig(
+                reuse_actors=True,
+                max_concurrent_trials=concurrent,
+                trial_name_creator=lambda trial: str(trial.config["trial"]),
+                trial_dirname_creator=lambda trial: str(trial.config["trial"]),
+            ),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=scratch,
+                failure_config=tune.FailureConfig(max_failures=self.resources.crash_retries),
+                callbacks=[Watcher(self.progress, self.reconciler, crashed)],
+                verbose=0,
+            ),
+        )
+
+
+@contextmanager
+def _ray(address: str | None) -> Iterator[bool]:
+    """Ray, of this process or the cluster at ``address``; yields whether it was started here and will end here."""
     for variable, value in {
         "RAY_USAGE_STATS_ENABLED": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -105,71 +193,26 @@ def _tune(
     }.items():
         os.environ.setdefault(variable, value)
     import ray
-    from ray import tune
-
-    from cryobench.orchestrator.sweep.trainable import Leave, trainable
-    from cryobench.orchestrator.sweep.watcher import Watcher
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the watcher tells of trials that failed, in a line
-    own_cluster = not ray.is_initialized()
-    concurrent = resources.max_concurrent
-    specs = {t.spec.trial_id: t.spec.model_dump(mode="json") for t in todo}
-    retries_left = resources.crash_retries
-    while True:
-        if own_cluster:
-            _connect(ray, address)
-        try:
-            gpus = resources.gpus_per_trial
-            if gpus == "auto":
-                gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
-            _check_fits(ray.cluster_resources(), resources.cpus_per_trial, gpus)
-            left = {trial: spec for trial, spec in specs.items() if not progress.ended(trial)}
-            place, leave = where.for_trials(resources), ray.remote(num_cpus=0)(Leave).remote()
-            with tempfile.TemporaryDirectory(prefix="cryobench-tune-") as scratch:
-                tuner = tune.Tuner(
-                    tune.with_resources(trainable(place, left, leave), {"cpu": resources.cpus_per_trial, "gpu": gpus}),
-                    param_space={"trial": tune.grid_search(list(left))},
-                    tune_config=tune.TuneConfig(
-                        reuse_actors=True,
-                        max_concurrent_trials=concurrent,
-                        trial_name_creator=lambda trial: str(trial.config["trial"]),
-                        trial_dirname_creator=lambda trial: str(trial.config["trial"]),
-                    ),
-                    run_config=tune.RunConfig(
-                        name="sweep",
-                        storage_path=scratch,
-                        failure_config=tune.FailureConfig(max_failures=resources.crash_retries),
-                        callbacks=[Watcher(progress, projection)],
-                        verbose=0,
-                    ),
-                )
-                try:
-                    with leaving_on_sigterm(lambda leave=leave: leave.say.remote(), progress.running):  # type: ignore[misc]
-                        tuner.fit()
-                except KeyboardInterrupt:
-                    return True
-                except RuntimeError as error:
-                    # Tune gives up where Ray ends a worker to save the node from running out of memory.
-                    if _LOW_MEMORY not in str(error):
-                        raise
-                    if not (own_cluster and retries_left):
-                        raise OutOfMemoryError(
-                            f"A node ran out of memory, the last time with {len(progress.running())} trials at a time. "
-                            "Lower resources.max_concurrent or use larger nodes, then run the same command again: "
-                            "finished trials are kept, the others continue."
-                        ) from error
-                    concurrent = max(1, len(progress.running()) - 1)
-                    progress.tell_low_memory(concurrent)
-                    retries_left -= 1
-                    continue
-            return len(progress.specs) > sum(n for name, n in progress.counts.items() if name != "interrupted")
-        finally:
-            if own_cluster:
-                ray.shutdown()
+    if ray.is_initialized():
+        yield False
+        return
+    _connect(ray, address)
+    try:
+        yield True
+    finally:
+        ray.shutdown()
 
 
 def _connect(ray: Any, address: str | None) -> None:
+    if address is not None and address.startswith("ray://"):
+        # Through a Ray client Tune runs on the cluster's head, out of reach of what writes the leaderboard here.
+        raise ConfigError(
+            f"--address {address}: Ray Client addresses cannot run sweeps. Give HOST:6379 (the port of ray start "
+            "--head) on a machine of the cluster, or start this command there with: ray job submit -- cryobench sweep …"
+        )
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         # Nothing large goes through the object store: tiles are memory-mapped, results are files.
@@ -190,7 +233,7 @@ def _connect(ray: Any, address: str | None) -> None:
 
 def _reachable(address: str) -> None:
     """Raise OSError at once where nothing listens; Ray itself would try for minutes."""
-    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    host, colon, port = address.rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()
 
@@ -203,3 +246,10 @@ def _check_fits(available: dict[str, float], cpus: float, gpus: float) -> None:
                 f"A trial asks for {wanted:g} {name}, the cluster has {available.get(name, 0):g} in all. Lower "
                 f"resources.{name.lower()}s_per_trial."
             )
+
+
+def _out_of_memory(running: int) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        f"A node ran out of memory, the last time with {running} trials at a time. Lower resources.max_concurrent or "
+        "use larger nodes, then run the same command again: finished trials are kept, the others continue."
+    )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cryobench.conf.dataset_spec import DatasetSpec
+from cryobench.conf.dataset_spec import DatasetSpec, Statistics
 from cryobench.conf.errors import ConfigError, CorruptDataError, CryobenchError, MissingDataError, StorageError
 from cryobench.conf.feeding import choose_variant, feed
 from cryobench.conf.schema import EncoderSpec, RegimeSpec, SweepSpec, VariantSpec
@@ -174,6 +174,14 @@ class _Surveyor:
         weights, problem = self.weights.of(encoder, variant, self.sweep.weights)
         if problem:
             blocks.append((problem.kind, str(problem)))
+        if self.sweep.statistics == "published" and isinstance(store, StoreInfo) and self._published(store) is None:
+            blocks.append(
+                (
+                    "impossible",
+                    f"No statistics are published for '{dataset.name}'. Set statistics=training, or give "
+                    "published_statistics in its YAML and prepare it again.",
+                )
+            )
         chosen = encoder.variants[variant]
         spec = TrialSpec(
             encoder=TrialEncoder(
@@ -193,6 +201,7 @@ class _Surveyor:
                 name=dataset.name,
                 store_digest=store.digest if isinstance(store, StoreInfo) else f"missing:{dataset.name}",
                 statistics=self.sweep.statistics,
+                published=self._published(store),
                 subset=self._subset(dataset, regime.label_fraction, seed) if isinstance(store, StoreInfo) else None,
             ),
             regime=TrialRegime.of(regime),
@@ -204,6 +213,12 @@ class _Surveyor:
             state, message = blocks[0]
             return PlannedTrial(spec, state, message, kind=state, provisional=True)
         return planned(spec, self.where.storage)
+
+    def _published(self, store: StoreInfo | CryobenchError) -> dict[str, Statistics] | None:
+        """The values by which inputs are normalised, where they are not the store's own; its digest lacks them."""
+        if self.sweep.statistics != "published" or not isinstance(store, StoreInfo):
+            return None
+        return {name: group.published for name, group in store.groups.items() if group.published} or None
 
     def _reference_settings(self, variant: VariantSpec) -> dict[str, Setting]:
         wanted = "encoder_settings" in self.sweep.protocol.reference_errors
@@ -238,8 +253,12 @@ class _Surveyor:
 
 
 def planned(spec: TrialSpec, storage: Path) -> PlannedTrial:
-    """A trial that could run, with what its folder says."""
-    state: TrialState = TrialFolder(storage, spec.trial_id).state()
+    """A trial that could run, with what its folder says, also one that an earlier release named otherwise."""
+    folder = TrialFolder(storage, spec.trial_id)
+    for former in spec.former_ids:
+        if not folder.path.exists():
+            folder = TrialFolder(storage, former)
+    state: TrialState = folder.state()
     return PlannedTrial(
         spec, state.status, state.message, kind=state.kind, epoch=state.epoch, waits_for_user=state.waits_for_user
     )

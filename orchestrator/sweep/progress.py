@@ -36,6 +36,7 @@ class SweepProgress:
     counts: dict[str, int] = field(default_factory=lambda: {"completed": 0, "diverged": 0, "failed": 0})
     _running: dict[str, _Running] = field(default_factory=dict)
     _ended: set[str] = field(default_factory=set)
+    _interrupted: set[str] = field(default_factory=set)
     _told: set[str] = field(default_factory=set)
     _fresh: int = 0
     _began: float = field(default_factory=time.monotonic)
@@ -84,6 +85,10 @@ class SweepProgress:
         """Whether a trial has ended in this run."""
         return trial in self._ended
 
+    def finished(self) -> set[str]:
+        """The trials that ended in this run for good: not those that left to go on later."""
+        return self._ended - self._interrupted
+
     def tell_low_memory(self, concurrent: int) -> None:
         """Ray ended workers to keep a node from running out of memory; what ran goes on from its checkpoints."""
         self._running.clear()
@@ -105,6 +110,8 @@ class SweepProgress:
         if trial in self._ended:
             return
         self._ended.add(trial)
+        if status == "interrupted":
+            self._interrupted.add(trial)
         running = self._running.pop(trial, None)
         self.counts[status] = self.counts.get(status, 0) + 1
         if self._live is None or status != "completed":

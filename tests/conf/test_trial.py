@@ -2,7 +2,8 @@ from collections.abc import Callable
 
 import pytest
 
-from cryobench.conf.trial import TrialSpec, canonical_json, identity
+from cryobench.conf.identity import canonical_json, identity
+from cryobench.conf.trial import TrialSpec
 
 Build = Callable[..., TrialSpec]
 

@@ -26,6 +26,7 @@ from cryobench.conf.errors import (
     MissingDataError,
     MissingWeightsError,
     OutOfMemoryError,
+    RecordError,
 )
 from cryobench.conf.schema import ResourceSpec
 from cryobench.conf.trial import TrialSpec, TrialWeights
@@ -311,7 +312,7 @@ def test_a_damaged_result_is_explained(place: Place, one_trial: Build) -> None:
     run_trial(one_trial(), place)
     path = place.storage / "trials" / one_trial().trial_id / "result.json"
     path.write_text(json.dumps({"trial_id": "x"}))
-    with pytest.raises(ConfigError, match=r"result.json is not a whole result.*remove the file"):
+    with pytest.raises(RecordError, match=r"result.json is not a whole result.*remove it and run"):
         run_trial(one_trial(), place)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cryobench.conf.errors import disk_full
+from cryobench.conf.errors import RecordError, disk_full
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -37,6 +37,40 @@ def write_json(path: Path, value: Any) -> None:
     """Write plain data as JSON, whole or not at all."""
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
     write_whole(path, lambda temporary: temporary.write_text(text))
+
+
+def read_record(path: Path, current: int, migrations: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]) -> Any:
+    """The plain data of a versioned JSON file, brought to format ``current``.
+
+    Args:
+        path: the file; its ``format`` is 1 where it has none, as release 0.1 wrote it.
+        current: the format that this release writes.
+        migrations: for each earlier format, what makes the next one of its data.
+
+    Returns:
+        The file's object without its ``format``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RecordError: it is no JSON object, or was written by a later release.
+    """
+    try:
+        plain = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise RecordError(f"{path} is damaged: it is not whole JSON ({error}).") from error
+    if not isinstance(plain, dict):
+        raise RecordError(f"{path} is damaged: it holds {type(plain).__name__}, expected an object.")
+    found = plain.pop("format", 1)
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise RecordError(f"{path} is damaged: it has format {found!r}, expected a number from 1 to {current}.")
+    if found > current:
+        raise RecordError(
+            f"{path} has format {found}, this release reads up to {current}: it was written by a later cryobench. "
+            "Update cryobench where you run this command; nothing was changed."
+        )
+    for number in range(found, current):
+        plain = migrations[number](plain)
+    return plain
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:

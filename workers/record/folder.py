@@ -7,7 +7,7 @@ pictures; ``stacks.txt`` after a read that hung; ``result.json``, written last: 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,17 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from cryobench.conf.errors import RETRIED_KINDS, ConfigError, CryobenchError
+from cryobench.conf.errors import RETRIED_KINDS, ConfigError, CryobenchError, RecordError
 from cryobench.conf.trial import TrialSpec
-from cryobench.workers.record.files import append_line, read_lines, write_json
-from cryobench.workers.record.result import TrialResult
+from cryobench.workers.record.files import append_line, read_lines, read_record, write_json
+from cryobench.workers.record.result import RESULT_FORMAT, RESULT_MIGRATIONS, TrialResult
 
 SPEC, EVENTS, RESULT = "spec.json", "events.jsonl", "result.json"
+#: What is left in a folder whose trial bears another name since: the way there.
+MOVED, MOVED_FORMAT = "moved.json", 1
+#: The format of ``spec.json``, and what brings earlier ones to it: 2 has the number itself in the file.
+SPEC_FORMAT = 2
+SPEC_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda plain: plain}
 STACKS = "stacks.txt"
 CONFUSION, SAMPLES_PICTURE, CONFUSION_PICTURE = "test_confusion.npy", "samples.png", "confusion.png"
 
@@ -54,6 +59,11 @@ class TrialFolder:
         self.path = storage / "trials" / trial_id
 
     @classmethod
+    def find(cls, storage: Path, trial_id: str) -> TrialFolder:
+        """The trial's folder, also by a name that an earlier release gave it."""
+        return cls(storage, read_moved(storage / "trials" / trial_id) or trial_id)
+
+    @classmethod
     def at(cls, path: Path) -> TrialFolder:
         """The trial whose folder is ``path``, wherever it lies."""
         folder = cls(path.parent, path.name)
@@ -82,13 +92,14 @@ class TrialFolder:
         path = self.path / SPEC
         if not path.exists():
             self.path.mkdir(parents=True, exist_ok=True)
-            write_json(path, spec.model_dump(mode="json"))
+            write_json(path, {"format": SPEC_FORMAT, **spec.model_dump(mode="json")})
 
     def spec(self) -> TrialSpec:
         """The trial of this folder.
 
         Raises:
-            ConfigError: there is no such trial, or its file is damaged.
+            ConfigError: there is no such trial.
+            RecordError: its file is damaged, or was written by a later release.
         """
         return read_spec(self.path / SPEC)
 
@@ -109,27 +120,57 @@ class TrialFolder:
 
     def write_result(self, result: TrialResult) -> None:
         """Write ``result.json``: from now on the trial is complete."""
-        write_json(self.path / RESULT, result.model_dump(mode="json"))
+        write_json(self.path / RESULT, {"format": RESULT_FORMAT, **result.model_dump(mode="json")})
 
     def result(self) -> TrialResult | None:
-        """The result, or None while the trial is not complete."""
-        path = self.path / RESULT
-        if not path.exists():
-            return None
+        """The result, or None while the trial is not complete.
+
+        Raises:
+            RecordError: the file is damaged, or was written by a later release.
+        """
         try:
-            return TrialResult.model_validate_json(path.read_text())
+            return TrialResult.model_validate(self._plain_result())
+        except FileNotFoundError:
+            return None
         except ValidationError as error:
             problem = error.errors()[0]
-            raise ConfigError(
-                f"{path} is not a whole result ({problem['loc']}: {problem['msg']}). It was written by another "
-                "release or damaged; remove the file and run the sweep again, training continues from its checkpoint."
+            field = ".".join(str(part) for part in problem["loc"])
+            raise RecordError(
+                f"{self.path / RESULT} is not a whole result ({field}: {problem['msg']}). {self._instead_of_result()}"
             ) from error
 
+    def _plain_result(self) -> dict[str, Any]:
+        try:
+            plain: dict[str, Any] = read_record(self.path / RESULT, RESULT_FORMAT, RESULT_MIGRATIONS)
+        except RecordError as error:
+            if "later cryobench" in str(error):
+                raise
+            raise RecordError(f"{error} {self._instead_of_result()}") from error
+        return plain
+
+    def _instead_of_result(self) -> str:
+        return (
+            "Bring the file back from a copy of the storage; or remove it and run the sweep again, which runs this "
+            "trial anew. All other trials are unaffected."
+        )
+
     def state(self) -> TrialState:
-        """Where the trial stands, from its files alone."""
-        result = self.result()
-        if result is not None:
-            return TrialState(result.status, result.epochs)
+        """Where the trial stands, from its files alone.
+
+        Of the result only what this needs is looked at, so that a file that lacks anything else is one row's problem.
+        A file that does not even say how the trial ended makes it ``failed`` with the kind ``bad_record``.
+        """
+        try:
+            plain = self._plain_result()
+            status, epochs = plain.get("status"), plain.get("epochs", 0)
+            if status in ("completed", "diverged") and isinstance(epochs, int):
+                return TrialState(status, epochs)
+            problem = f"{self.path / RESULT} does not say how the trial ended. {self._instead_of_result()}"
+            return TrialState("failed", 0, RecordError.kind, problem)
+        except FileNotFoundError:
+            pass
+        except RecordError as error:
+            return TrialState("failed", 0, error.kind, str(error))
         events = self.events()
         epoch = max((e["epoch"] for e in events if e.get("event") == "epoch"), default=0)
         if not events:
@@ -141,13 +182,34 @@ class TrialFolder:
 
 
 def read_spec(path: Path) -> TrialSpec:
-    """A trial's spec from its file."""
-    if not path.exists():
-        raise ConfigError(f"No trial at {path.parent}. Expected a folder with {SPEC}; cryobench plan lists trials.")
+    """A trial's spec from its file.
+
+    Raises:
+        ConfigError: there is no such file.
+        RecordError: it is damaged, or was written by a later release.
+    """
     try:
-        return TrialSpec.model_validate_json(path.read_text())
+        return TrialSpec.model_validate(read_record(path, SPEC_FORMAT, SPEC_MIGRATIONS))
+    except FileNotFoundError:
+        moved = read_moved(path.parent)
+        if moved is not None:
+            return read_spec(path.parent.with_name(moved) / path.name)
+        raise ConfigError(
+            f"No trial at {path.parent}. Expected a folder with {SPEC}; cryobench plan lists trials."
+        ) from None
     except ValidationError as error:
-        raise ConfigError(f"{path} is not a trial's spec: {str(error)[:300]}") from error
+        raise RecordError(
+            f"{path} is not a whole spec ({str(error)[:300]}). Bring it back from a copy of the storage, or remove "
+            f"{path.parent} and run the sweep again, which runs this trial anew."
+        ) from error
+
+
+def read_moved(path: Path) -> str | None:
+    """The name that the trial of a folder bears now, if a release gave it another one."""
+    try:
+        return str(read_record(path / MOVED, MOVED_FORMAT, {})["trial_id"])
+    except (FileNotFoundError, KeyError):
+        return None
 
 
 def all_trials(storage: Path) -> list[TrialFolder]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 from cryobench.conf.strict import Strict
 
@@ -54,6 +55,12 @@ class Cost(Strict):
     seconds: dict[str, float]
     tiles_per_second: float
     peak_memory_mb: float
+
+
+#: The format of ``result.json``; read_record brings earlier ones to it.
+RESULT_FORMAT = 2
+#: Format 2 has the number itself in the file.
+RESULT_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda plain: plain}
 
 
 class TrialResult(Strict):

@@ -68,6 +68,13 @@ def open_data(
             f"{store_path} has digest {store.info.digest[:12]}…, the trial was planned with "
             f"{spec.dataset.store_digest[:12]}…. The data changed since; plan again, or bring the old store back."
         )
+    if spec.dataset.published is not None:
+        found = {name: group.published for name, group in store.info.groups.items() if group.published}
+        if found != spec.dataset.published:
+            raise CorruptDataError(
+                f"{store_path} has other published statistics than the trial was planned with. The data set's YAML "
+                "changed since and it was prepared again; plan again, which gives a new trial."
+            )
     tiles = open_tiles(
         store,
         cache_dir,

@@ -1,4 +1,4 @@
-"""MLflow and leaderboard as projections of trial folders, with a real SQLite store and a real server."""
+"""MLflow and leaderboard as reconcilers of trial folders, with a real SQLite store and a real server."""
 
 import json
 import shutil
@@ -18,9 +18,10 @@ from cryobench.conf.compose import load_sweep
 from cryobench.conf.errors import ConfigError, TrackingError, UnknownNameError
 from cryobench.conf.trial import TrialSpec
 from cryobench.orchestrator.places import Places
+from cryobench.orchestrator.results.background import BackgroundReconciler
 from cryobench.orchestrator.results.leaderboard import SCHEMA, read_leaderboard, table_path
-from cryobench.orchestrator.results.projection import LiveProjection, sync
 from cryobench.orchestrator.results.query import keep, run_sql
+from cryobench.orchestrator.results.reconcile import sync
 from cryobench.orchestrator.results.tracking import Tracker, default_uri
 from cryobench.orchestrator.sweep.plan import make_plan
 from cryobench.orchestrator.sweep_record import record_sweep
@@ -107,7 +108,7 @@ def test_syncing_twice_changes_nothing(storage: Path) -> None:
     assert table_path(storage).stat().st_mtime_ns == stamp
 
 
-def test_deleted_projections_come_back_the_same(storage: Path) -> None:
+def test_deleted_reconcilers_come_back_the_same(storage: Path) -> None:
     sync(storage, default_uri(storage))
     first = read_leaderboard(storage).drop_columns(["mlflow_run_id"])
     shutil.rmtree(storage / "leaderboard")
@@ -150,13 +151,13 @@ def test_single_trials_have_an_experiment_of_their_own(storage: Path, finished: 
     assert set(read_leaderboard(storage)["sweep"].to_pylist()) == {"single"}
 
 
-def test_live_projection_writes_as_trials_come(storage: Path) -> None:
+def test_beside_a_sweep_it_writes_as_trials_come(storage: Path) -> None:
     from cryobench.orchestrator.sweep_record import read_sweep
 
     record = read_sweep(storage, "demo")
-    projection = LiveProjection(storage, record, default_uri(storage), pytest.fail, interval_s=0.05)
-    projection.note(record.trials)
-    assert projection.close()
+    reconciler = BackgroundReconciler(storage, record, default_uri(storage), pytest.fail, interval_s=0.05)
+    reconciler.note(record.trials)
+    assert reconciler.close()
     table = read_leaderboard(storage)
     assert table.num_rows == 2
     assert None not in table["mlflow_run_id"].to_pylist()
@@ -220,10 +221,10 @@ def test_a_server_that_goes_away_during_a_sweep_is_caught_up_later(
     uri, end = server
     record = read_sweep(storage, "demo")
     warnings: list[str] = []
-    projection = LiveProjection(storage, record, uri, warnings.append, interval_s=60)
+    reconciler = BackgroundReconciler(storage, record, uri, warnings.append, interval_s=60)
     end()
-    projection.note(record.trials)
-    assert projection.close() is False
+    reconciler.note(record.trials)
+    assert reconciler.close() is False
     assert len(warnings) == 1
     assert "cryobench sync" in warnings[0]
     assert read_leaderboard(storage).num_rows == 2

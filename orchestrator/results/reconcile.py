@@ -1,0 +1,241 @@
+"""Brings MLflow and the leaderboard in step with the trial folders.
+
+One idempotent pass over any set of trials, right whatever ran before, whoever runs it, and how often. Each trial is
+handled by itself: what one of them raises is told once, with the trial, and the others go on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+from filelock import FileLock
+
+from cryobench.conf.errors import CryobenchError, RecordError, StorageError, TrackingError
+from cryobench.orchestrator.results.leaderboard import compact, leaderboard_row, recorded_run_id, write_row
+from cryobench.orchestrator.results.tracking import RefusedError, Tracker, mend_artifact_locations
+from cryobench.orchestrator.sweep_record import SweepRecord, all_sweeps
+from cryobench.workers.record.folder import SPEC, TrialFolder, all_trials
+from cryobench.workers.record.mirror import Mirror
+
+#: Experiment and sweep of trials that were run by themselves.
+SINGLE = "single"
+#: The files whose change is news of a trial: times and sizes of them are compared between passes.
+_NEWS = ("spec.json", "events.jsonl", "result.json")
+Signature = tuple[tuple[int, int] | None, ...]
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What `sync` did; ``problems`` by trial, or by file where no trial is concerned."""
+
+    sweeps: int
+    trials: int
+    rows: int
+    removed_runs: int
+    tracking_error: str | None
+    problems: dict[str, str]
+
+
+@dataclass
+class Reconciler:
+    """Passes over the trials of a storage, with a memory of what each already found in step.
+
+    Args:
+        storage: the storage, or its working copy.
+        uri: MLflow's tracking URI; None leaves MLflow, and the run ids in the leaderboard, as they are.
+        tell: is told each problem once.
+        mirror: the object store that ``storage`` is a copy of.
+    """
+
+    storage: Path
+    uri: str | None
+    tell: Callable[[str], None] = lambda text: None
+    mirror: Mirror | None = None
+    rows_changed: bool = False
+    problems: dict[str, str] = field(default_factory=dict)
+    unreachable: str | None = None
+    _sweeps_of: dict[str, list[str]] = field(default_factory=dict)
+    _trackers: dict[str, Tracker] = field(default_factory=dict)
+    _in_step: dict[str, Signature] = field(default_factory=dict)
+
+    def read_sweeps(self) -> list[SweepRecord]:
+        """Learn which sweeps list which trials, oldest first."""
+        records = all_sweeps(self.storage, lambda error: self._note("sweeps", error))
+        found: dict[str, list[str]] = {}
+        for record in records:
+            for trial in record.trials:
+                found.setdefault(trial, []).append(record.name)
+        self._sweeps_of = found
+        return records
+
+    def tracker(self, sweep: str) -> Tracker | None:
+        """The experiment of a sweep; None without tracking.
+
+        Raises:
+            TrackingError: MLflow cannot be reached.
+        """
+        if self.uri is None:
+            return None
+        if sweep not in self._trackers:
+            if not self._trackers:
+                mend_artifact_locations(self.storage, self.tell)
+            self._trackers[sweep] = Tracker(self.uri, self.storage, sweep)
+        return self._trackers[sweep]
+
+    def reconcile(
+        self, trials: Iterable[str], *, live: str | None = None, done: Callable[[], None] = lambda: None
+    ) -> set[str]:
+        """One pass; the trials that have not ended or could not be written, which the next pass has to look at.
+
+        Args:
+            trials: their ids.
+            live: the sweep whose experiment follows its trials epoch by epoch; in those of other sweeps a trial is
+                written when it has ended. None writes all everywhere.
+            done: called after each trial.
+        """
+        self.unreachable = None
+        left = set()
+        with FileLock(self._lock_path()):  # of two drivers on one storage, one at a time: no run is made twice
+            for trial in trials:
+                try:
+                    if not self._one(trial, live):
+                        left.add(trial)
+                except (RefusedError, RecordError) as error:  # told once; nothing changes before the files do
+                    self._note(trial, error)
+                except (TrackingError, StorageError) as error:
+                    self.unreachable = str(error)
+                    left.add(trial)
+                except Exception as error:  # whatever it is, it is this trial's: the others go on
+                    self._note(trial, error)
+                    left.add(trial)
+                done()
+            for tracker in self._trackers.values():
+                tracker.save()
+        return left
+
+    def finish(self, record: SweepRecord) -> None:
+        """Note the counts of a sweep on its parent run; without effect while MLflow cannot be reached."""
+        if self.uri is None or self.unreachable is not None:
+            return
+        states = Counter(str(TrialFolder(self.storage, trial).state().status) for trial in record.trials)
+        try:
+            tracker = self.tracker(record.name)
+            if tracker is not None:
+                tracker.finish(states)
+        except TrackingError as error:
+            self.unreachable = str(error)
+
+    def compact(self) -> pa.Table:
+        """Gather the rows into one table; rows of trials whose folders are gone leave it."""
+        self.rows_changed = False
+        return compact(self.storage, exists=lambda trial: (TrialFolder(self.storage, trial).path / SPEC).exists())
+
+    def _one(self, trial: str, live: str | None) -> bool:
+        """Whether nothing is left to be done for this trial until there is news of it."""
+        if self.mirror:
+            self.mirror.pull_trial(self.storage, trial, whole=False)
+        folder = TrialFolder(self.storage, trial)
+        signature = _signature(folder)  # before reading: what is written meanwhile is news for the next pass
+        state = folder.state()
+        ended = state.finished or state.status == "failed"
+        if state.status == "pending":
+            return True
+        if self._in_step.get(trial) == signature:
+            return ended
+        sweeps = self._sweeps_of.get(trial) or [live or SINGLE]
+        run_ids: dict[str, str | None] = {}
+        trouble: Exception | None = None
+        for sweep in sweeps:
+            if sweep == live or live is None or ended:
+                try:
+                    run_ids[sweep] = self._project(sweep, folder)
+                except Exception as error:  # the row is written all the same
+                    trouble = error
+        row = leaderboard_row(folder, sweeps[0], run_ids.get(sweeps[0]) or recorded_run_id(self.storage, trial))
+        if row is not None:
+            self.rows_changed |= write_row(self.storage, row)
+        folder.result()  # without tracking, nothing above has said yet that it is damaged
+        if trouble is None or isinstance(trouble, RefusedError | RecordError):
+            self._in_step[trial] = signature
+        if trouble is not None:
+            raise trouble
+        return ended
+
+    def _project(self, sweep: str, folder: TrialFolder) -> str | None:
+        if self.unreachable is not None:  # said once; the others of this pass need not wait for time-outs
+            raise TrackingError(self.unreachable)
+        try:
+            tracker = self.tracker(sweep)
+            return tracker.project(folder) if tracker is not None else None
+        except RefusedError:
+            raise
+        except TrackingError as error:
+            self.unreachable = str(error)
+            raise
+
+    def _note(self, what: str, error: Exception) -> None:
+        text = str(error) if isinstance(error, CryobenchError) else f"{type(error).__name__}: {error}"
+        shown = text if what in text or what == "sweeps" else f"Trial {what}: {text}"
+        if self.problems.get(what) != shown:
+            self.problems[what] = shown
+            self.tell(shown)
+
+    def _lock_path(self) -> Path:
+        folder = self.storage / "leaderboard"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / ".reconcile.lock"
+
+
+def sync(
+    storage: Path,
+    uri: str | None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Synced:
+    """Rebuild MLflow (unless ``uri`` is None) and the leaderboard from the trial folders.
+
+    Runs of trials that are gone are deleted, and so is the second of two runs of one trial.
+    """
+    reconciler = Reconciler(storage, uri, tell)
+    records = reconciler.read_sweeps()
+    folders = [folder.trial_id for folder in all_trials(storage)]
+    listed = {trial for record in records for trial in record.trials}
+    grouped = {record.name: [t for t in folders if t in set(record.trials)] for record in records}
+    if alone := [trial for trial in folders if trial not in listed]:
+        grouped[SINGLE] = alone
+    removed = 0
+    problem: str | None = None
+    try:
+        for sweep, trials in grouped.items():
+            tracker = reconciler.tracker(sweep)
+            removed += tracker.take_stock(set(trials)) if tracker is not None else 0
+    except TrackingError as error:
+        reconciler.uri, problem = None, str(error)  # the leaderboard is rebuilt all the same
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        progress(done, len(folders))
+
+    reconciler.reconcile(folders, done=count)
+    problem = problem or reconciler.unreachable
+    for record in records:
+        reconciler.finish(record)
+    rows = reconciler.compact().num_rows
+    return Synced(len(grouped), len(folders), rows, removed, problem, reconciler.problems)
+
+
+def _signature(folder: TrialFolder) -> Signature:
+    found: list[tuple[int, int] | None] = []
+    for name in _NEWS:
+        try:
+            stat = (folder.path / name).stat()
+            found.append((stat.st_size, stat.st_mtime_ns))
+        except FileNotFoundError:
+            found.append(None)
+    return tuple(found)
