@@ -153,14 +153,7 @@ def write_row(storage: Path, row: dict[str, Any]) -> bool:
     """Write one trial's file, unless it says the same already; whether it was written."""
     path = _row_path(storage, row["trial_id"])
     table = pa.Table.from_pylist([row], SCHEMA)
-    try:
-        if pq.read_table(path).equals(table):
-            return False
-    except (OSError, pa.ArrowException):
-        pass  # there is none yet, or it is damaged: the folder is the truth
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda temporary: pq.write_table(table, temporary))
-    return True
+    return _written(path, table)
 
 
 def compact(storage: Path, exists: Callable[[str], bool] = lambda trial: True) -> pa.Table:
@@ -180,11 +173,20 @@ def compact(storage: Path, exists: Callable[[str], bool] = lambda trial: True) -
     table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
     keys = [(name, "ascending") for name in ("dataset", "regime", "encoder", "lr", "seed", "trial_id")]
     table = table.sort_by(keys)
-    path = table_path(storage)
-    if not (path.exists() and pq.read_table(path).equals(table)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda temporary: pq.write_table(table, temporary))
+    _written(table_path(storage), table)
     return table
+
+
+def _written(path: Path, table: pa.Table) -> bool:
+    """Write a table unless it stands there already; whether it was written."""
+    try:
+        if pq.read_table(path).equals(table):
+            return False
+    except (OSError, pa.ArrowException):
+        pass  # there is none yet, or it is damaged: the folders are the truth
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda temporary: pq.write_table(table, temporary))
+    return True
 
 
 def _row_path(storage: Path, trial: str) -> Path:
