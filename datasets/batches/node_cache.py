@@ -1,7 +1,8 @@
 """The node cache: a store decoded once a node into memory-mapped arrays that all trials there read.
 
 Keyed by the store's digest, built under a lock, bounded in size: the stores that were used longest ago make room.
-A store that does not fit at all is read chunk by chunk instead (`StoredTiles`), slower and said so.
+An entry that lost files, or has others than the store asks for, is built again. A store that does not fit at all is
+read chunk by chunk instead (`StoredTiles`), slower and said so.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from cryobench.datasets.batches.tile_source import CachedTiles, TileSource
 from cryobench.datasets.store.tile_store import TileStore
 
 _COMPLETE = "complete.json"
+#: Beside the entries, only while the lock is held; found under it, they are what a killed process left behind.
+_BUILDING, _REMOVING = ".building", ".removing"
 Progress = Callable[[int, int], None]
 
 
@@ -72,7 +75,8 @@ def open_tiles(
     """A function from split to its tiles, from the node cache where the store fits into it.
 
     Whoever comes first decodes, in threads and checking every tile; the others wait for the lock and read. ``tell``
-    is told if the store is too large for the cache and so is read chunk by chunk.
+    is told if the store is too large for the cache and so is read chunk by chunk, and if its entry is damaged and so
+    is built again.
 
     Raises:
         CorruptDataError: a chunk is not what was written; names tile and array.
@@ -87,24 +91,57 @@ def open_tiles(
         return lambda split: StoredTiles(store, split)
     folder = cache_dir / store.info.digest[:24]
     cache_dir.mkdir(parents=True, exist_ok=True)
-    while True:
-        if not (folder / _COMPLETE).exists():
-            with FileLock(cache_dir / "cache.lock"):
-                if not (folder / _COMPLETE).exists():
-                    _make_room(cache_dir, limit_bytes - needed)
-                    _decode(store, folder, threads, progress)
-        try:
-            os.utime(folder / _COMPLETE)
-            return {split: CachedTiles(folder, split, store.arrays) for split in store.info.splits}.__getitem__
-        except FileNotFoundError:
-            continue  # another store took its place in this very moment: build it again
+    try:
+        return _open_entry(store, folder)
+    except (_DamagedEntryError, FileNotFoundError):
+        pass  # without the lock this may be an entry that is just making room; with it there is no doubt
+    with FileLock(cache_dir / "cache.lock"):
+        _remove_leftovers(cache_dir)
+        if folder.exists():
+            try:
+                return _open_entry(store, folder)
+            except _DamagedEntryError as damage:
+                tell(f"The node cache's entry {folder} is damaged: {damage}. It is built again from {store.path}.")
+                _remove_entry(folder)
+        _make_room(cache_dir, limit_bytes - needed)
+        _decode(store, folder, threads, progress)
+        return _open_entry(store, folder)
+
+
+class _DamagedEntryError(Exception):
+    """An entry of the cache that says whole and is not; the message says what is wrong with which file."""
+
+
+def _open_entry(store: TileStore, folder: Path) -> Callable[[Split], TileSource]:
+    """Map every array of an entry, after comparing headers and sizes with what the store asks for.
+
+    Raises:
+        _DamagedEntryError: a file that is missing or is not the array it should be.
+        FileNotFoundError: one that went away in this moment, which takes not holding the lock.
+    """
+    try:
+        os.utime(folder / _COMPLETE)
+    except FileNotFoundError as error:
+        raise _DamagedEntryError(f"{_COMPLETE} is missing") from error
+    for split, info in store.info.splits.items():
+        for name in store.arrays:
+            path = folder / f"{split}-{name}.npy"
+            expected = f"{store.dtype(name)} {(info.tiles, *store.shape(split, name))}"
+            try:
+                array = np.load(path, mmap_mode="r")
+            except (OSError, ValueError, EOFError) as error:
+                raise _DamagedEntryError(f"{path.name} cannot be read ({error}), expected {expected}") from error
+            if (found := f"{array.dtype} {array.shape}") != expected:
+                raise _DamagedEntryError(f"{path.name} holds {found}, expected {expected}")
+            if (size := path.stat().st_size) != array.offset + array.nbytes:
+                raise _DamagedEntryError(f"{path.name} has {size:,} bytes, expected {array.offset + array.nbytes:,}")
+    return {split: CachedTiles(folder, split, store.arrays) for split in store.info.splits}.__getitem__
 
 
 def _decode(store: TileStore, folder: Path, threads: int, progress: Progress) -> None:
-    building = folder.with_name(folder.name + ".building")
-    shutil.rmtree(building, ignore_errors=True)
+    building = folder.with_name(folder.name + _BUILDING)
     try:
-        building.mkdir(parents=True)
+        building.mkdir()
         chunks = store.chunks()
         outputs: dict[tuple[str, str], NDArray[Any]] = {}
         for split in store.info.splits:
@@ -127,9 +164,11 @@ def _decode(store: TileStore, folder: Path, threads: int, progress: Progress) ->
             output.flush()  # type: ignore[attr-defined]
         (building / _COMPLETE).write_text(json.dumps({"bytes": decoded_bytes(store), "store": str(store.path)}))
         building.rename(folder)
-    except OSError as error:
+    except BaseException as error:  # a corrupt chunk and Ctrl-C leave nothing behind either
         shutil.rmtree(building, ignore_errors=True)
-        raise disk_full(error, folder) or error from error
+        if isinstance(error, OSError) and (full := disk_full(error, folder)):
+            raise full from error
+        raise
 
 
 def _make_room(cache_dir: Path, keep_bytes: int) -> None:
@@ -139,10 +178,24 @@ def _make_room(cache_dir: Path, keep_bytes: int) -> None:
     """
     entries = []
     for marker in cache_dir.glob(f"*/{_COMPLETE}"):
-        entries.append((marker.stat().st_mtime, json.loads(marker.read_text())["bytes"], marker.parent))
+        size = sum(path.stat().st_size for path in marker.parent.iterdir())
+        entries.append((marker.stat().st_mtime, size, marker.parent))
     total = sum(size for _, size, _ in entries)
     for _, size, folder in sorted(entries):
         if total <= keep_bytes:
             break
-        shutil.rmtree(folder)
+        _remove_entry(folder)
         total -= size
+
+
+def _remove_entry(folder: Path) -> None:
+    # Renamed first: whoever opens it in this moment finds it whole or not at all.
+    aside = folder.with_name(folder.name + _REMOVING)
+    folder.rename(aside)
+    shutil.rmtree(aside)
+
+
+def _remove_leftovers(cache_dir: Path) -> None:
+    for suffix in (_BUILDING, _REMOVING):
+        for path in cache_dir.glob(f"*{suffix}"):
+            shutil.rmtree(path)

@@ -1,7 +1,8 @@
 """Raw files -> tile store: streaming, in threads, resumable.
 
 The store grows under ``<name>.zarr.partial`` with a journal of finished tiles and takes its name only when it is
-whole. An interrupted conversion of the same files continues; of other files it starts anew.
+whole (`cryobench.datasets.store.replacement`). An interrupted conversion of the same files continues; of other files
+it starts anew.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from cryobench.datasets.raw.reader import RawTile, TileFiles, reader_for
 from cryobench.datasets.raw.scenes import survey
 from cryobench.datasets.store.description import Job, describe, record_of, write_index
 from cryobench.datasets.store.moments import Moments
+from cryobench.datasets.store.replacement import replace_store, settle
 from cryobench.datasets.store.tile_store import (
     ATTRIBUTE,
     FORMAT,
@@ -64,9 +66,11 @@ def convert(
     fingerprint = _fingerprint(spec, source, tiles)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
+        settle(target)
         if target.exists() and not force:
             info = read_info(target)
             if info.source_fingerprint == fingerprint:
+                (target / _JOURNAL).unlink(missing_ok=True)
                 progress(len(tiles), len(tiles))
                 return info
             raise DataError(
@@ -125,10 +129,9 @@ class _Conversion:
         info = describe(self.job, rows, first)
         write_index(self.staging / INDEX, [record_of(self.job, row) for row in rows])
         root.attrs[ATTRIBUTE] = info.model_dump(mode="json")
-        (self.staging / _JOURNAL).unlink()
-        if self.target.exists():
-            shutil.rmtree(self.target)
-        self.staging.rename(self.target)
+        replace_store(self.staging, self.target)
+        # Removed last: a replacement that is interrupted and undone still continues from it.
+        (self.target / _JOURNAL).unlink()
         return info
 
     def _journal(self) -> dict[int, dict[str, Any]]:
@@ -140,6 +143,7 @@ class _Conversion:
                 rows = [json.loads(line) for line in lines[1:-1]]  # a line without its end was never finished
                 path.write_text("\n".join([self.fingerprint, *lines[1:-1], ""]))
                 return {row["number"]: row for row in rows}
+        path.unlink(missing_ok=True)  # first: a journal must not outlive the tiles that it says are finished
         shutil.rmtree(self.staging, ignore_errors=True)
         self.staging.mkdir(parents=True)
         path.write_text(self.fingerprint + "\n")

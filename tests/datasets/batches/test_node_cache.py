@@ -1,6 +1,10 @@
 import os
+import re
 import shutil
+import subprocess
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +101,100 @@ def test_a_full_disk_leaves_nothing_half_built(
     with pytest.raises(DiskFullError, match=r"No space left while writing .*Free some space"):
         open_tiles(glid_store, tmp_path, LIMIT)
     assert [p.name for p in tmp_path.iterdir()] == ["cache.lock"]
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1000)
+
+
+def other_shape(path: Path) -> None:
+    np.save(path, np.load(path)[:-1])
+
+
+def longer(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"more")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (Path.unlink, "No such file"),
+        (truncate, "train-optical.npy cannot be read .*expected uint8"),
+        (lambda path: path.write_bytes(b""), "train-optical.npy cannot be read"),
+        (lambda path: path.write_bytes(b"no array at all"), "train-optical.npy cannot be read"),
+        (other_shape, r"train-optical.npy holds uint8 \(7, 3, 64, 64\), expected uint8 \(8, 3, 64, 64\)"),
+        (longer, r"train-optical.npy has [\d,]+ bytes, expected"),
+        (lambda path: (path.parent / "complete.json").unlink(), "complete.json is missing"),
+    ],
+)
+def test_a_damaged_entry_is_built_again_and_said_once(
+    glid_store: TileStore, tmp_path: Path, damage: Callable[[Path], object], said: str
+) -> None:
+    open_tiles(glid_store, tmp_path, LIMIT)
+    damage(tmp_path / glid_store.info.digest[:24] / "train-optical.npy")
+    told: list[str] = []
+    for _ in range(2):
+        tiles = open_tiles(glid_store, tmp_path, LIMIT, tell=told.append)("train")
+        assert np.array_equal(tiles.crop("optical", 7, 0, 0, 64, 64), glid_store.tile("train", "optical", 7))
+    (text,) = told
+    assert re.search(f"entry .* is damaged: .*{said}.*It is built again from", text)
+    assert {path.name for path in tmp_path.iterdir()} == {glid_store.info.digest[:24], "cache.lock"}
+
+
+def test_a_corrupt_chunk_and_a_killed_build_leave_nothing_behind(glid_store: TileStore, tmp_path: Path) -> None:
+    shutil.copytree(glid_store.path, tmp_path / "glid.zarr")
+    (tmp_path / "glid.zarr" / "val" / "optical" / "c" / "1" / "0" / "0" / "0").write_bytes(b"")
+    cache = tmp_path / "cache"
+    (cache / "0123.building").mkdir(parents=True)  # another store's, of a process that was killed
+    (cache / "4567.removing").mkdir()
+    with pytest.raises(CorruptDataError):
+        open_tiles(TileStore(tmp_path / "glid.zarr"), cache, LIMIT)
+    assert [path.name for path in cache.iterdir()] == ["cache.lock"]
+
+
+def test_an_entry_that_makes_room_is_found_whole_or_not_at_all(
+    glid_store: TileStore, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_tiles(glid_store, tmp_path, LIMIT)
+    found: list[list[str]] = []
+    real = shutil.rmtree
+
+    def watched(path: Path) -> None:
+        found.append([p.parent.name for p in tmp_path.glob("*/complete.json") if not p.parent.suffix])
+        real(path)
+
+    monkeypatch.setattr(shutil, "rmtree", watched)
+    open_tiles(TileStore(data_dir / "caffe.zarr"), tmp_path, decoded_bytes(TileStore(data_dir / "caffe.zarr")))
+    assert found == [[]]
+
+
+PINGPONG = """
+import sys
+import numpy as np
+from collections.abc import Callable
+from pathlib import Path
+from cryobench.datasets.batches.node_cache import decoded_bytes, open_tiles
+from cryobench.datasets.store.tile_store import TileStore
+
+stores = [TileStore(Path(path)) for path in sys.argv[2:]]
+limit = max(decoded_bytes(store) for store in stores)  # for one of them at a time
+for _ in range(10):
+    for store in stores:
+        tiles = open_tiles(store, Path(sys.argv[1]), limit, tell=print)("train")
+        assert np.array_equal(tiles.crop("mask", 7, 0, 0, 64, 64), store.tile("train", "mask", 7))
+"""
+
+
+def test_processes_that_evict_each_others_stores_read_the_right_tiles(data_dir: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    open_tiles(TileStore(data_dir / "glid.zarr"), cache, LIMIT)
+    truncate(next(cache.glob("*/train-mask.npy")))
+    paths = [str(data_dir / "glid.zarr"), str(data_dir / "caffe.zarr")]
+    running = [
+        subprocess.Popen([sys.executable, "-c", PINGPONG, str(cache), *order], stdout=subprocess.PIPE, text=True)
+        for order in (paths, paths[::-1])
+    ]
+    said = [process.communicate(timeout=60)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert "".join(said).count("damaged") <= 1  # none where the other process evicted the damaged entry first
+    assert {path.suffix for path in cache.iterdir()} == {"", ".lock"}
