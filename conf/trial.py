@@ -99,7 +99,11 @@ class TrialRegime(Strict):
 
 
 class TrialSpec(Strict):
-    """One trial, completely."""
+    """One trial, completely.
+
+    ``view`` is the sweep's, or ``either`` where both feed the same: such a trial belongs to both. What is fed is in the
+    encoder's feed, so the name stays out of the identity.
+    """
 
     encoder: TrialEncoder
     dataset: TrialDataset
@@ -107,6 +111,7 @@ class TrialSpec(Strict):
     lr: Annotated[float, Field(gt=0)]
     seed: Annotated[int, Field(ge=0)]
     protocol: ProtocolSpec
+    view: Annotated[Literal["reference", "actual", "either"] | None, Label] = None
 
     @property
     def trial_id(self) -> str:

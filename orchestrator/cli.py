@@ -8,7 +8,7 @@ import sys
 import typer
 
 from cryobench.conf.errors import ConfigError, CryobenchError, HungReadError, disk_full
-from cryobench.orchestrator.commands import compare, data, encoders, results, sweeps, trials, weights
+from cryobench.orchestrator.commands import compare, data, encoders, results, sweeps, tables, trials, weights
 
 app = typer.Typer(
     name="cryobench",
@@ -19,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 sweeps.register(app)
+app.command()(tables.leaderboard)
 results.register(app)
 app.command()(compare.compare)
 app.add_typer(trials.app, name="trial")

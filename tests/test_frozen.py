@@ -16,6 +16,7 @@ from cryobench.conf.schema import ProtocolSpec
 from cryobench.conf.trial import TrialSpec
 from cryobench.orchestrator.cli import app
 from cryobench.orchestrator.places import Places
+from cryobench.orchestrator.results.leaderboard import SCHEMA
 from cryobench.orchestrator.sweep.plan import make_plan
 from cryobench.workers.record.result import TrialResult
 
@@ -99,3 +100,7 @@ def commands(command: click.Command, name: str) -> dict[str, list[str]]:
 
 def test_commands_and_their_options() -> None:
     assert commands(typer.main.get_command(app), "") == frozen("commands.json")
+
+
+def test_names_and_types_of_the_leaderboards_columns() -> None:
+    assert {field.name: str(field.type) for field in SCHEMA} == frozen("leaderboard.json")

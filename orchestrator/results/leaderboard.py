@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cryobench.conf.errors import ConfigError, RecordError
-from cryobench.conf.identity import identity_digest
+from cryobench.orchestrator.results.comparability import Comparability
 from cryobench.workers.record.files import write_whole
 from cryobench.workers.record.folder import TrialFolder
 
+#: Raised with every change of the columns; 1 had no number and no comparability key.
+TABLE_FORMAT = 2
 SCHEMA = pa.schema(
     [
         # identity
@@ -29,7 +31,17 @@ SCHEMA = pa.schema(
         ("regime", pa.string()),
         ("lr", pa.float64()),
         ("seed", pa.int64()),
-        ("protocol", pa.string()),  # first 8 hex digits of the protocol's digest: compare within one only
+        # what may be compared (orchestrator/results/comparability.py): one cell of a table holds one key alone
+        ("comparability", pa.string()),
+        ("editions", pa.list_(pa.string())),
+        ("protocol", pa.string()),  # first 8 hex digits of the protocol's digest
+        ("regime_digest", pa.string()),
+        ("modality", pa.string()),
+        ("view", pa.string()),
+        ("statistics", pa.string()),
+        ("weights_kind", pa.string()),
+        ("weights_digest", pa.string()),
+        ("encoder_digest", pa.string()),
         # outcome, in percent
         ("status", pa.string()),
         ("failure_kind", pa.string()),
@@ -64,7 +76,8 @@ SCHEMA = pa.schema(
         ("tiles_per_second", pa.float64()),
         ("peak_memory_mb", pa.float64()),
         ("mlflow_run_id", pa.string()),
-    ]
+    ],
+    metadata={"cryobench_format": str(TABLE_FORMAT)},
 )
 #: Columns that differ between two undisturbed runs of the same trial.
 VOLATILE = ("host", "train_seconds", "tiles_per_second", "peak_memory_mb", "mlflow_run_id", "code_version")
@@ -85,32 +98,30 @@ def leaderboard_row(folder: TrialFolder, sweep: str, run_id: str | None) -> dict
         result = folder.result()
     except RecordError as error:  # the row stands all the same, and says what is wrong with it
         unreadable = str(error)
-    digest = identity_digest(spec.protocol)
+    key = Comparability.of(
+        spec, result.provenance.data_origin if result else None, result.micro_batches if result else None
+    )
     row: dict[str, Any] = {
+        **key.columns(),
         "trial_id": folder.trial_id,
         "sweep": sweep,
         "encoder": spec.encoder.name,
         "title": spec.encoder.title,
-        "variant": spec.encoder.variant,
         "dataset": spec.dataset.name,
-        "regime": spec.regime.name,
         "lr": spec.lr,
         "seed": spec.seed,
-        "protocol": digest[:8],
         "status": state.status,
         "failure_kind": state.kind,
         "message": unreadable or state.message,
         "precision": spec.protocol.precision,
         "epochs": state.epoch,
         "weights": spec.encoder.weights.provenance,
-        "store_digest": spec.dataset.store_digest,
         "mlflow_run_id": run_id,
     }
     if result is not None:
         test, cost, provenance = result.test, result.cost, result.provenance
         row |= {
             "message": result.message,
-            "micro_batches": result.micro_batches,
             "best_epoch": result.best_epoch,
             "best_val_miou": result.best_val_miou,
             "classes": list(result.classes),
@@ -143,8 +154,8 @@ def leaderboard_row(folder: TrialFolder, sweep: str, run_id: str | None) -> dict
 def recorded_run_id(storage: Path, trial: str) -> str | None:
     """The MLflow run that the trial's row names; None without a row."""
     try:
-        row = pq.read_table(_row_path(storage, trial), columns=["mlflow_run_id"]).to_pylist()
-    except (OSError, pa.ArrowException):
+        row = _read(_row_path(storage, trial)).to_pylist()
+    except (OSError, pa.ArrowException, RecordError):
         return None
     return row[0]["mlflow_run_id"] if row else None
 
@@ -156,20 +167,28 @@ def write_row(storage: Path, row: dict[str, Any]) -> bool:
     return _written(path, table)
 
 
-def compact(storage: Path, exists: Callable[[str], bool] = lambda trial: True) -> pa.Table:
+def compact(
+    storage: Path,
+    exists: Callable[[str], bool] = lambda trial: True,
+    unreadable: Callable[[str, Exception], None] = lambda trial, error: None,
+) -> pa.Table:
     """Gather all trials' files into one table, sorted by identity; files of trials that are no more are removed.
 
     Args:
         storage: the storage.
         exists: whether a trial still has its folder, asked at the moment in which its row would go: rows that come
             in meanwhile, from a driver beside this process, stay.
+        unreadable: is told of each row that is damaged or of a later release; it is left out, and its file left alone.
     """
     tables = []
     for path in sorted((storage / "leaderboard" / "trials").glob("*.parquet")):
         if not exists(path.stem):
             path.unlink(missing_ok=True)
             continue
-        tables.append(pq.read_table(path, schema=SCHEMA))
+        try:
+            tables.append(_read(path))
+        except (OSError, pa.ArrowException, RecordError) as error:
+            unreadable(path.stem, error)
     table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
     keys = [(name, "ascending") for name in ("dataset", "regime", "encoder", "lr", "seed", "trial_id")]
     table = table.sort_by(keys)
@@ -177,10 +196,31 @@ def compact(storage: Path, exists: Callable[[str], bool] = lambda trial: True) -
     return table
 
 
+def _read(path: Path) -> pa.Table:
+    """A table of this or an earlier release: columns that it lacks are null.
+
+    Raises:
+        RecordError: it was written by a later release.
+        OSError, pa.ArrowException: it is not there, or damaged.
+    """
+    found = pq.read_table(path)
+    number = int((found.schema.metadata or {}).get(b"cryobench_format", b"1"))
+    if number > TABLE_FORMAT:
+        raise RecordError(
+            f"{path} has format {number}, this release reads up to {TABLE_FORMAT}: it was written by a later "
+            "cryobench. Update cryobench where you run this command; nothing was changed."
+        )
+    columns = [
+        found[field.name].cast(field.type) if field.name in found.column_names else pa.nulls(len(found), field.type)
+        for field in SCHEMA
+    ]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
 def _written(path: Path, table: pa.Table) -> bool:
     """Write a table unless it stands there already; whether it was written."""
     try:
-        if pq.read_table(path).equals(table):
+        if pq.read_schema(path).equals(SCHEMA, check_metadata=True) and pq.read_table(path).equals(table):
             return False
     except (OSError, pa.ArrowException):
         pass  # there is none yet, or it is damaged: the folders are the truth
@@ -206,6 +246,6 @@ def read_leaderboard(storage: Path) -> pa.Table:
             "cryobench sync rebuilds it from their folders."
         )
     try:
-        return pq.read_table(path, schema=SCHEMA)
+        return _read(path)
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"{path} cannot be read ({error}). cryobench sync rebuilds it.") from error

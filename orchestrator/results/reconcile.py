@@ -132,7 +132,11 @@ class Reconciler:
     def compact(self) -> pa.Table:
         """Gather the rows into one table; rows of trials whose folders are gone leave it."""
         self.rows_changed = False
-        return compact(self.storage, exists=lambda trial: (TrialFolder(self.storage, trial).path / SPEC).exists())
+        return compact(
+            self.storage,
+            exists=lambda trial: (TrialFolder(self.storage, trial).path / SPEC).exists(),
+            unreadable=self._note,
+        )
 
     def _one(self, trial: str, live: str | None) -> bool:
         """Whether nothing is left to be done for this trial until there is news of it."""

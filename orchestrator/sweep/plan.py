@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cryobench.conf.dataset_spec import DatasetSpec, Statistics
 from cryobench.conf.errors import ConfigError, CorruptDataError, CryobenchError, MissingDataError, StorageError
-from cryobench.conf.feeding import choose_variant, feed
+from cryobench.conf.feeding import View, choose_variant, feed
 from cryobench.conf.schema import EncoderSpec, RegimeSpec, SweepSpec, VariantSpec
 from cryobench.conf.terms import Modality, Setting, Variant
 from cryobench.conf.trial import Feed, TrialDataset, TrialEncoder, TrialRegime, TrialSpec
@@ -208,6 +208,7 @@ class _Surveyor:
             lr=lr,
             seed=seed,
             protocol=self.sweep.protocol,
+            view=self._view(encoder, dataset, (variant, bands, feeding)),
         )
         if blocks:
             state, message = blocks[0]
@@ -219,6 +220,18 @@ class _Surveyor:
         if self.sweep.statistics != "published" or not isinstance(store, StoreInfo):
             return None
         return {name: group.published for name, group in store.groups.items() if group.published} or None
+
+    def _view(
+        self, encoder: EncoderSpec, dataset: DatasetSpec, fed: object
+    ) -> Literal["reference", "actual", "either"]:
+        """The sweep's view, or ``either`` where the other one feeds the same."""
+        other: View = "actual" if self.sweep.view == "reference" else "reference"
+        try:
+            variant = choose_variant(encoder, dataset, self.sweep.modality, other)
+            same = (variant, *feed(encoder, variant, dataset, other)) == fed
+        except ConfigError:  # the other view offers no band that the encoder takes
+            same = False
+        return "either" if same else self.sweep.view
 
     def _reference_settings(self, variant: VariantSpec) -> dict[str, Setting]:
         wanted = "encoder_settings" in self.sweep.protocol.reference_errors
