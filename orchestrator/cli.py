@@ -8,7 +8,7 @@ import sys
 import typer
 
 from cryobench.conf.errors import ConfigError, CryobenchError, HungReadError, disk_full
-from cryobench.orchestrator.commands import compare, data, encoders, results, sweeps, trials, weights
+from cryobench.orchestrator.commands import compare, data, encoders, mlflow_ui, results, sweeps, trials, weights
 
 app = typer.Typer(
     name="cryobench",
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 sweeps.register(app)
 results.register(app)
+app.command()(mlflow_ui.ui)
 app.command()(compare.compare)
 app.add_typer(trials.app, name="trial")
 app.add_typer(data.app, name="data")

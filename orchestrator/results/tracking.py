@@ -12,10 +12,10 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from cryobench.conf.errors import TrackingError
 from cryobench.conf.trial import TrialSpec
+from cryobench.orchestrator.formatting import masked
 from cryobench.workers.record.folder import CONFUSION_PICTURE, RESULT, SAMPLES_PICTURE, SPEC, TrialFolder
 from cryobench.workers.record.result import TrialResult
 
@@ -237,10 +237,9 @@ def _milliseconds(event: dict[str, Any]) -> int:
 
 
 def _unreachable(uri: str, error: BaseException) -> TrackingError:
-    parts = urlsplit(uri)
-    shown = uri if not parts.password else uri.replace(parts.password, "***")
+    reason = masked(" ".join(str(error).split()), uri)[:200]
     return TrackingError(
-        f"MLflow at {shown} cannot be used ({type(error).__name__}: {' '.join(str(error).split())[:200]}). Results are "
-        "safe in the trial folders: start the server or give another --tracking-uri (or --tracking-uri none), and run "
+        f"MLflow at {masked(uri)} cannot be used ({type(error).__name__}: {reason}). Results are safe "
+        "in the trial folders: start the server or give another --tracking-uri (or --tracking-uri none), and run "
         "cryobench sync to bring MLflow up to date."
     )
