@@ -6,6 +6,7 @@ names of this package's files, so that a name means the same thing everywhere.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -105,7 +106,7 @@ class Library:
                             f"{path}: the {group} '{path.stem}' is one of cryobench's own. Rename the file; to "
                             f"start from the built-in one, begin it with 'defaults: [{path.stem}, _self_]'."
                         )
-            self._overrides = [f"hydra.searchpath=[{config_dir.resolve().as_uri()}]"]
+            self._overrides = [f"hydra.searchpath=[{_quoted(f'file://{config_dir.resolve()}')}]"]
         self._folders = [_HERE] + ([config_dir] if config_dir else [])
 
     def __enter__(self) -> Library:
@@ -151,6 +152,14 @@ class Library:
             ) from error
         assert isinstance(plain, dict)
         return {str(key): value for key, value in plain.items()}
+
+
+def _quoted(text: str) -> str:
+    """Any text as one quoted value of Hydra's grammar, where a backslash means something only before a quote.
+
+    The text of a ``file:`` path, not its URI: Hydra takes what stands there as it is, a space as %20 too.
+    """
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + (r"\'" if found[2] else ""), text) + "'"
 
 
 def _plural(override: str) -> str:

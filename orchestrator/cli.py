@@ -8,7 +8,17 @@ import sys
 import typer
 
 from cryobench.conf.errors import ConfigError, CryobenchError, HungReadError, disk_full
-from cryobench.orchestrator.commands import compare, data, encoders, results, sweeps, tables, trials, weights
+from cryobench.orchestrator.commands import (
+    compare,
+    data,
+    encoders,
+    mlflow_ui,
+    results,
+    sweeps,
+    tables,
+    trials,
+    weights,
+)
 
 app = typer.Typer(
     name="cryobench",
@@ -21,6 +31,7 @@ app = typer.Typer(
 sweeps.register(app)
 app.command()(tables.leaderboard)
 results.register(app)
+app.command()(mlflow_ui.ui)
 app.command()(compare.compare)
 app.add_typer(trials.app, name="trial")
 app.add_typer(data.app, name="data")

@@ -293,7 +293,7 @@ def _in_short(error: BaseException) -> str:
 
 def _unreachable(uri: str, error: BaseException) -> TrackingError:
     return TrackingError(
-        f"MLflow at {masked(uri)} cannot be used ({_in_short(error).replace(uri, masked(uri))}). Results are "
-        "safe in the trial folders: start the server or give another --tracking-uri (or --tracking-uri none), and run "
+        f"MLflow at {masked(uri)} cannot be used ({masked(_in_short(error), uri)}). Results are safe "
+        "in the trial folders: start the server or give another --tracking-uri (or --tracking-uri none), and run "
         "cryobench sync to bring MLflow up to date."
     )

@@ -17,6 +17,7 @@ from cryobench.conf.errors import ConfigError, OutOfMemoryError
 from cryobench.conf.schema import ResourceSpec
 from cryobench.orchestrator.places import Places
 from cryobench.orchestrator.results.background import BackgroundReconciler
+from cryobench.orchestrator.sweep.capacity import device_for_trial, gpus_for_trial, live_nodes, require_fit
 from cryobench.orchestrator.sweep.crash import record_crash
 from cryobench.orchestrator.sweep.former_names import rename_former_trials
 from cryobench.orchestrator.sweep.plan import Plan, PlannedTrial
@@ -151,13 +152,12 @@ class _Run:
         from cryobench.orchestrator.sweep.trainable import trainable
         from cryobench.orchestrator.sweep.watcher import Watcher
 
-        cpus, gpus = self.resources.cpus_per_trial, self.resources.gpus_per_trial
-        if gpus == "auto":
-            gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
-        _check_fits(ray.cluster_resources(), cpus, gpus)
+        nodes, cpus = live_nodes(ray.nodes()), self.resources.cpus_per_trial
+        gpus = gpus_for_trial(self.resources.gpus_per_trial, nodes)
+        require_fit(nodes, cpus, gpus)
         specs = {t.spec.trial_id: t.spec for t in self.todo if not self.progress.ended(t.spec.trial_id)}
         plain = {trial: spec.model_dump(mode="json") for trial, spec in specs.items()}
-        place = self.where.for_trials(self.resources)
+        place = self.where.for_trials(self.resources, device_for_trial(gpus))
 
         def crashed(trial: str, message: str) -> str:
             return record_crash(self.where.storage, specs[trial], message, self.mirror)
@@ -236,16 +236,6 @@ def _reachable(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()
-
-
-def _check_fits(available: dict[str, float], cpus: float, gpus: float) -> None:
-    """A trial that no node could ever hold would wait for ever."""
-    for name, wanted in (("CPU", cpus), ("GPU", gpus)):
-        if wanted > available.get(name, 0):
-            raise ConfigError(
-                f"A trial asks for {wanted:g} {name}, the cluster has {available.get(name, 0):g} in all. Lower "
-                f"resources.{name.lower()}s_per_trial."
-            )
 
 
 def _out_of_memory(running: int) -> OutOfMemoryError:

@@ -108,3 +108,34 @@ def test_an_unknown_field_in_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "dataset" / "mine.yaml").write_text("defaults: [glid, _self_]\ncolour: red\n")
     with pytest.raises(ConfigError, match=r"In dataset 'mine': colour: no such field. Known: name, title"):
         load_dataset("mine", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "two words",
+        "a#b,c=d;é雪",
+        'it\'s "x"',
+        "$HOME ${oc.env:HOME}",
+        "a\\'b\\",
+        "[x] ~{y} 100%20",
+    ],
+)
+@pytest.mark.filterwarnings("error")  # Hydra only warns of a folder that it does not find
+def test_a_config_dir_may_have_any_name(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    for group, file, text in (
+        (
+            "sweep",
+            "mine",
+            "# @package _global_\ndefaults: [demo, _self_]\nname: mine\nencoders: [wide]\ndatasets: [lakes]\n",
+        ),
+        ("encoder", "wide", "defaults: [vit, _self_]\ntitle: Wide\n"),
+        ("dataset", "lakes", "defaults: [glid, _self_]\ntitle: Lakes\n"),
+    ):
+        (folder / group).mkdir(parents=True)
+        (folder / group / f"{file}.yaml").write_text(text)
+    sweep = load_sweep(["sweep=mine"], folder)
+    assert (sweep.name, sweep.encoders[0].title, sweep.datasets[0].title) == ("mine", "Wide", "Lakes")
+    assert load_encoder("wide", folder).settings == load_encoder("vit").settings
+    assert load_dataset("lakes", folder).classes == load_dataset("glid").classes

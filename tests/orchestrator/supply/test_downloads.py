@@ -46,7 +46,10 @@ def served(raw_glid: Path) -> Iterator[tuple[str, dict[str, bytes], list[str]]]:
             start = int((self.headers["Range"] or "bytes=0-").removeprefix("bytes=").rstrip("-"))
             asked.append(f"{self.path} {start}")
             self.send_response(206 if self.headers["Range"] else 200)
+            if self.headers["Range"]:
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             self.send_header("Content-Length", str(len(content) - start))
+            self.send_header("ETag", f'"{md5(content)}"')
             self.end_headers()
             self.wfile.write(content[start:])
 
@@ -54,7 +57,7 @@ def served(raw_glid: Path) -> Iterator[tuple[str, dict[str, bytes], list[str]]]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}", files, asked
     server.shutdown()
 
@@ -74,7 +77,10 @@ def test_a_data_set_in_parts_comes_resumes_and_converts(
     parts = [DownloadSpec(url=f"{address}{name}", md5=md5(content)) for name, content in files.items()]
     folder = tmp_path / "downloads"
     folder.mkdir()
-    (folder / "glid.tar.gzab.part").write_bytes(files["/glid.tar.gzab"][:1000])
+    second = files["/glid.tar.gzab"]
+    (folder / "glid.tar.gzab.part").write_bytes(second[:1000])
+    first_answer = {"url": f"{address}/glid.tar.gzab", "validator": f'"{md5(second)}"'}
+    (folder / "glid.tar.gzab.part.json").write_text(json.dumps(first_answer))
     told: list[str] = []
 
     def started(name: str) -> downloads.Progress:

@@ -11,7 +11,6 @@ import pytest
 from cryobench.conf.compose import load_encoder, load_encoders
 from cryobench.conf.errors import BadCheckpointError, FetchError, MissingWeightsError
 from cryobench.conf.schema import WeightsSpec
-from cryobench.orchestrator.supply import fetch
 from cryobench.orchestrator.supply.digest_record import RECORD
 from cryobench.orchestrator.supply.weights_folder import WeightsFolder, catalogue
 
@@ -19,31 +18,19 @@ CONTENT = bytes(range(256)) * 4000
 
 
 class Server(BaseHTTPRequestHandler):
-    """Serves CONTENT with ranges; /breaks ends a connection halfway unless asked to resume; /plain knows no ranges."""
+    """Serves CONTENT."""
 
-    asked: list[str | None] = []  # noqa: RUF012
+    asked: list[str] = []  # noqa: RUF012
 
     def do_GET(self) -> None:
-        start = 0
-        given = self.headers.get("Range")
-        type(self).asked.append(given)
+        type(self).asked.append(self.path)
         if self.path == "/gone":
             self.send_error(404)
             return
-        if given and self.path != "/plain":
-            start = int(given.removeprefix("bytes=").rstrip("-"))
-            if start >= len(CONTENT):
-                self.send_error(416)
-                return
-            self.send_response(206)
-        else:
-            self.send_response(200)
-        self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
         self.end_headers()
-        body = CONTENT[start:]
-        if self.path == "/breaks" and start == 0:
-            body = body[: len(body) // 2]
-        self.wfile.write(body)
+        self.wfile.write(CONTENT)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -53,7 +40,7 @@ class Server(BaseHTTPRequestHandler):
 def address() -> Iterator[str]:
     Server.asked = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
 
@@ -82,28 +69,6 @@ def test_a_file_is_fetched_and_its_digest_recorded(address: str, tmp_path: Path)
     assert hashlib.sha256(CONTENT).hexdigest() in (tmp_path / "w" / RECORD).read_text()
     folder.fetch(spec(url=f"{address}/file"))
     assert len(Server.asked) == 1  # a file that is here is not fetched again
-
-
-@pytest.mark.parametrize("path", ["breaks", "plain"])
-def test_a_broken_download_continues(address: str, tmp_path: Path, path: str) -> None:
-    target = tmp_path / "w.pth"
-    if path == "breaks":
-        with pytest.raises(
-            FetchError, match=r"ended after 512,000 of 1,024,000 bytes. Run the command again|IncompleteRead"
-        ):
-            fetch.download(f"{address}/breaks", target)
-    else:
-        target.with_name("w.pth.part").write_bytes(b"half of something")
-    assert not target.exists()
-    fetch.download(f"{address}/{path}", target)
-    assert target.read_bytes() == CONTENT
-    assert Server.asked[-1] == ("bytes=512000-" if path == "breaks" else "bytes=17-")
-
-
-def test_a_whole_part_is_not_asked_for_again(address: str, tmp_path: Path) -> None:
-    (tmp_path / "w.pth.part").write_bytes(CONTENT)
-    fetch.download(f"{address}/file", tmp_path / "w.pth")
-    assert (tmp_path / "w.pth").read_bytes() == CONTENT
 
 
 def test_without_a_network_it_says_what_to_do_by_hand(tmp_path: Path, address: str) -> None:

@@ -250,7 +250,7 @@ def test_more_than_the_machine_has_is_explained(undisturbed: Command, tmp_path: 
         command.arguments(*command.overrides), capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 2
-    assert "A trial asks for 1000 CPU, the cluster has" in done.stderr
+    assert "A trial asks for 1000 CPU and 0 GPU and must fit on one node; the largest of 1," in done.stderr
 
 
 @pytest.fixture(scope="module")
