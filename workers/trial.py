@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from cryobench.conf.errors import (
     BadCheckpointError,
@@ -21,10 +20,19 @@ from cryobench.conf.errors import (
 )
 from cryobench.conf.trial import TrialSpec
 from cryobench.workers.place import Place
+from cryobench.workers.record.events import (
+    AttemptStarted,
+    EpochFinished,
+    Event,
+    Failed,
+    Finished,
+    Interrupted,
+    Report,
+)
 from cryobench.workers.record.folder import STACKS, TrialFolder
 from cryobench.workers.record.mirror import Mirror
 from cryobench.workers.record.result import TestMetrics, TrialResult
-from cryobench.workers.training.attempt import Attempt, Report
+from cryobench.workers.training.attempt import Attempt
 from cryobench.workers.training.memory import is_out_of_memory
 from cryobench.workers.training.provenance import code_version
 
@@ -61,12 +69,12 @@ def run_trial(
             raise CryobenchError(state.message or "The trial failed before.")
         folder.write_spec(spec)
         attempt = Attempt(spec, place, folder, report, should_stop)
-        begun = {"host": platform.node(), "pid": os.getpid(), "device": str(attempt.device), "code": code_version()}
-        report(folder.record("attempt", **begun))
+        begun = AttemptStarted(host=platform.node(), pid=os.getpid(), device=str(attempt.device), code=code_version())
+        report(folder.record(begun))
         try:
             return attempt.run()
         except InterruptedTrialError:
-            report(folder.record("interrupted"))
+            report(folder.record(Interrupted()))
             raise
         except Exception as error:
             failure = _explained(error, spec)
@@ -74,7 +82,7 @@ def run_trial(
                 _dump_stacks(folder.path / STACKS)
             kind = failure.kind if isinstance(failure, CryobenchError) else "crashed"
             message = str(failure) if isinstance(failure, CryobenchError) else f"{type(error).__name__}: {error}"
-            report(folder.record("failed", kind=kind, message=message, trace=traceback.format_exc()))
+            report(folder.record(Failed(kind=kind, message=message, trace=traceback.format_exc())))
             if failure is error:
                 raise
             raise failure from error
@@ -113,8 +121,8 @@ def _mirrored(mirror: Mirror | None, storage: Path, folder: TrialFolder, report:
         return
     mirror.pull_trial(storage, folder.trial_id, whole=True)
 
-    def push_and_report(event: dict[str, Any]) -> None:
-        if event["event"] in ("attempt", "epoch", "failed", "interrupted", "finished"):
+    def push_and_report(event: Event) -> None:
+        if isinstance(event, AttemptStarted | EpochFinished | Failed | Interrupted | Finished):
             mirror.push_trial(storage, folder.trial_id)
         report(event)
 

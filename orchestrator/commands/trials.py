@@ -36,6 +36,16 @@ def run(
     """Run one trial in this process, without Ray: for debuggers, and for one number."""
     from cryobench.conf.errors import InterruptedTrialError
     from cryobench.orchestrator.places import places
+    from cryobench.workers.record.events import (
+        CheckpointDiscarded,
+        Decoding,
+        Diverged,
+        EpochFinished,
+        Event,
+        Note,
+        OutOfMemory,
+        Resumed,
+    )
     from cryobench.workers.termination import asked_to_leave, listening
     from cryobench.workers.trial import run_trial
 
@@ -43,20 +53,20 @@ def run(
     spec, resources = _find(what, where)
     console.print(f"Trial {spec.trial_id}: {spec.label}", highlight=False)
 
-    def report(event: dict[str, Any]) -> None:
-        if event["event"] == "epoch":
-            score = f", validation mIoU {event['val_miou']:.2f}" if "val_miou" in event else ""
-            console.print(
-                f"epoch {event['epoch']}/{spec.protocol.epochs}: loss {event['loss']:.4f}{score}", highlight=False
-            )
-        elif event["event"] in ("resumed", "checkpoint_discarded", "diverged"):
-            console.print(f"{event['event']}: {event.get('epoch', event.get('reason', ''))}", highlight=False)
-        elif event["event"] == "decoding":
-            console.print(f"decoding into the node cache: {event['decoded']}/{event['tiles']}", highlight=False)
-        elif event["event"] == "note":
-            console.print(event["message"], highlight=False, markup=False, soft_wrap=True)
-        elif event["event"] == "out_of_memory":
-            parts = event["micro_batches"]
+    def report(event: Event) -> None:
+        if isinstance(event, EpochFinished):
+            score = "" if event.val_miou is None else f", validation mIoU {event.val_miou:.2f}"
+            console.print(f"epoch {event.epoch}/{spec.protocol.epochs}: loss {event.loss:.4f}{score}", highlight=False)
+        elif isinstance(event, Resumed | Diverged):
+            console.print(f"{event.event}: {event.epoch}", highlight=False)
+        elif isinstance(event, CheckpointDiscarded):
+            console.print(f"{event.event}: {event.reason}", highlight=False)
+        elif isinstance(event, Decoding):
+            console.print(f"decoding into the node cache: {event.decoded}/{event.tiles}", highlight=False)
+        elif isinstance(event, Note):
+            console.print(event.message, highlight=False, markup=False, soft_wrap=True)
+        elif isinstance(event, OutOfMemory):
+            parts = event.micro_batches
             console.print(f"out of memory: from the start again, gradients from {parts} parts of a batch", markup=False)
 
     try:
@@ -127,7 +137,7 @@ def show(
                 "message": state.message,
                 "spec": spec.model_dump(mode="json"),
                 "result": result.model_dump(mode="json") if result else None,
-                "epochs": folder.epochs(),
+                "epochs": [event.plain() for event in folder.epochs()],
             }
         )
         return
@@ -138,8 +148,8 @@ def show(
         markup=False,
     )
     for event in folder.epochs():
-        score = f", validation mIoU {event['val_miou']:.2f}" if "val_miou" in event else ""
-        console.print(f"  epoch {event['epoch']}: loss {event['loss']:.4f}, lr {event['lr']:g}{score}", highlight=False)
+        score = "" if event.val_miou is None else f", validation mIoU {event.val_miou:.2f}"
+        console.print(f"  epoch {event.epoch}: loss {event.loss:.4f}, lr {event.lr:g}{score}", highlight=False)
     if result and result.test:
         for label, iou, f1 in zip(result.classes, result.test.iou, result.test.f1, strict=True):
             console.print(f"  {label}: IoU {iou:.2f}, F1 {f1:.2f}", highlight=False)

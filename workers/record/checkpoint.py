@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cryobench.conf.digests import file_sha256
+from cryobench.workers.record.events import EpochFinished
 from cryobench.workers.record.files import write_json, write_whole
 
 _POINTER = "state.json"
@@ -35,6 +36,14 @@ class Position:
 
 
 @dataclass(frozen=True)
+class BestEpoch:
+    """The first of the epochs with the best validation mIoU (percent)."""
+
+    epoch: int
+    val_miou: float
+
+
+@dataclass(frozen=True)
 class TrainingState:
     """Everything that training changes, after ``epoch`` whole epochs and, if it paused, part of the next.
 
@@ -44,8 +53,8 @@ class TrainingState:
     epoch: int
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
-    history: list[dict[str, Any]]
-    best: dict[str, Any] | None
+    history: list[EpochFinished]
+    best: BestEpoch | None
     position: Position | None = None
     micro_batches: int = 1
 
@@ -70,8 +79,8 @@ class Checkpoints:
                 epoch=plain["epoch"],
                 model=_part(tensors, "model"),
                 optimizer=_optimizer_state(_part(tensors, "optimizer"), plain["param_groups"]),
-                history=plain["history"],
-                best=plain["best"],
+                history=[EpochFinished.model_validate(entry) for entry in plain["history"]],
+                best=BestEpoch(**plain["best"]) if plain["best"] else None,
                 position=_position(_part(tensors, "position"), plain["position"]),
                 micro_batches=plain["micro_batches"],
             )
@@ -108,8 +117,8 @@ class Checkpoints:
             pointer["best"] = self._write(f"best-{state.epoch:04d}.safetensors", weights)
         pointer["training"] = {
             "epoch": state.epoch,
-            "history": state.history,
-            "best": state.best,
+            "history": [epoch.values() for epoch in state.history],
+            "best": asdict(state.best) if state.best else None,
             "param_groups": state.optimizer["param_groups"],
             "position": [state.position.epoch, state.position.step] if state.position else None,
             "micro_batches": state.micro_batches,

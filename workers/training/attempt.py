@@ -19,7 +19,18 @@ from cryobench.datasets.store.location import below
 from cryobench.workers.model.build import build_model
 from cryobench.workers.model.segmentation import SegmentationModel, set_precision
 from cryobench.workers.place import Place
-from cryobench.workers.record.checkpoint import Checkpoints, Position, TrainingState, weights_digest
+from cryobench.workers.record.checkpoint import BestEpoch, Checkpoints, Position, TrainingState, weights_digest
+from cryobench.workers.record.events import (
+    CheckpointDiscarded,
+    Decoding,
+    Diverged,
+    EpochFinished,
+    Finished,
+    Note,
+    OutOfMemory,
+    Report,
+    Resumed,
+)
 from cryobench.workers.record.files import write_whole
 from cryobench.workers.record.folder import CONFUSION, CONFUSION_PICTURE, SAMPLES_PICTURE, TrialFolder
 from cryobench.workers.record.result import TestMetrics, TrialResult
@@ -31,7 +42,6 @@ from cryobench.workers.training.pictures import save_confusion, save_samples
 from cryobench.workers.training.summary import summary
 from cryobench.workers.training.trial_data import TrialData, open_data
 
-Report = Callable[[dict[str, Any]], None]
 _PICTURED = 4
 #: Parts of a batch after one did not fit into memory; a part holds two crops at least, for batch norm.
 _MICRO_BATCHES = 4
@@ -76,7 +86,7 @@ class Attempt:
                 raise
         # Out here nothing holds what the attempt had in memory. All of the trial is to be made the same way.
         parts = min(_MICRO_BATCHES, self.spec.protocol.batch_size // 2)
-        self.report(self.folder.record("out_of_memory", micro_batches=parts))
+        self.report(self.folder.record(OutOfMemory(micro_batches=parts)))
         self.checkpoints.clear()
         gc.collect()
         if self.device.type == "cuda":
@@ -104,7 +114,7 @@ class Attempt:
             nonlocal told
             if done == total or time.monotonic() - told > _TELL_EVERY_S:
                 told = time.monotonic()
-                self.report({"event": "decoding", "decoded": done, "tiles": total})
+                self.report(Decoding(decoded=done, tiles=total))
 
         with self._timed("data"):
             store = below(self.place.data_dir, f"{self.spec.dataset.name}.zarr")
@@ -114,7 +124,7 @@ class Attempt:
                 self.place.cache_dir,
                 self.place.resources,
                 decoding,
-                lambda text: self.report(self.folder.record("note", message=text)),
+                lambda text: self.report(self.folder.record(Note(message=text))),
             )
             data.preprocess.to(self.device)
         return data
@@ -162,10 +172,10 @@ class Attempt:
                     loss = float(position.loss) / steps
                 seconds = time.monotonic() - began
                 if not np.isfinite(loss):
-                    self.report(self.folder.record("diverged", epoch=epoch))
+                    self.report(self.folder.record(Diverged(epoch=epoch)))
                     return state, f"The loss became {loss} in epoch {epoch} at learning rate {spec.lr:g}."
                 rate = optimizer.param_groups[0]["lr"]
-                entry: dict[str, Any] = {"epoch": epoch, "loss": loss, "seconds": seconds, "lr": rate}
+                entry = EpochFinished(epoch=epoch, loss=loss, lr=rate, seconds=seconds)
                 best, is_best = state.best, False
                 if epoch % protocol.eval_every == 0 or epoch == protocol.epochs:
                     try:
@@ -174,14 +184,15 @@ class Attempt:
                         self._pause(state, model, optimizer, position)
                         raise
                     found = split_metrics(matrices, protocol)
-                    entry |= {
+                    scores = {
                         "val_miou": found.miou,
                         "val_mean_f1": found.mean_f1,
                         "val_overall_accuracy": found.overall_accuracy,
                     }
-                    is_best = best is None or found.miou > best["val_miou"]
+                    entry = entry.model_copy(update=scores)
+                    is_best = best is None or found.miou > best.val_miou
                     if is_best:
-                        best = {"epoch": epoch, "val_miou": found.miou}
+                        best = BestEpoch(epoch, found.miou)
                 state = TrainingState(
                     epoch,
                     model.trained_state(),
@@ -192,7 +203,7 @@ class Attempt:
                 )
                 self._note_memory()
                 self._save(state, is_best)
-                self.report(self.folder.record("epoch", **entry))
+                self.report(self.folder.record(entry))
                 if epoch < protocol.epochs and self.should_stop():
                     raise InterruptedTrialError(f"Stopped after epoch {epoch} of {protocol.epochs}.")
         return state, None
@@ -206,14 +217,14 @@ class Attempt:
             model.load_trained_state(state.model)
             optimizer.load_state_dict(state.optimizer)
         except (KeyError, RuntimeError, ValueError) as error:
-            self.report(self.folder.record("checkpoint_discarded", reason=str(error)[:300]))
+            self.report(self.folder.record(CheckpointDiscarded(reason=str(error)[:300])))
             return None
-        recorded = {event["epoch"] for event in self.folder.epochs()}
+        recorded = {event.epoch for event in self.folder.epochs()}
         for entry in state.history:
-            if entry["epoch"] not in recorded:
-                self.report(self.folder.record("epoch", **entry))
+            if entry.epoch not in recorded:
+                self.report(self.folder.record(entry))
         step = state.position.step if state.position else 0
-        self.report(self.folder.record("resumed", epoch=state.epoch, step=step))
+        self.report(self.folder.record(Resumed(epoch=state.epoch, step=step)))
         return state
 
     def _is_time_to_save(self) -> bool:
@@ -269,7 +280,7 @@ class Attempt:
         )
         self.folder.write_result(result)
         self.checkpoints.drop_latest()
-        self.report(self.folder.record("finished", status=result.status))
+        self.report(self.folder.record(Finished(status=result.status)))
         return result
 
     def _test(self, model: SegmentationModel, data: TrialData, keep: bool = False) -> TestMetrics:

@@ -45,7 +45,7 @@ def summary(
         peak_memory_mb: the most memory in use.
     """
     info, steps = data.info, state.epoch * len(data.sampler)
-    training = sum(entry["seconds"] for entry in state.history)
+    training = sum(epoch.seconds for epoch in state.history)
     return TrialResult(
         trial_id=spec.trial_id,
         status="diverged" if diverged else "completed",
@@ -53,8 +53,8 @@ def summary(
         steps=steps,
         training_tiles=len(data.subset),
         micro_batches=state.micro_batches,
-        best_epoch=state.best["epoch"] if state.best else None,
-        best_val_miou=state.best["val_miou"] if state.best else None,
+        best_epoch=state.best.epoch if state.best else None,
+        best_val_miou=state.best.val_miou if state.best else None,
         test=test,
         classes=info.classes,
         final_weights=final_weights,
