@@ -41,6 +41,7 @@ def run_trial(
     spec: TrialSpec,
     place: Place,
     *,
+    trial_id: str | None = None,
     report: Report = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
     retry_failed: bool = True,
@@ -50,7 +51,9 @@ def run_trial(
     Args:
         spec: the trial.
         place: where its data, weights and folder are, and what it may use.
-        report: told every event as it is recorded.
+        trial_id: its folder's name, where there is one: a release may compute another id than the one under which a
+            trial was begun, and the name is what is trusted. By default the spec's own.
+        report: called with every event as it is recorded.
         should_stop: asked after every step and evaluated tile; True saves the state and leaves the trial resumable.
         retry_failed: whether a trial that failed for a deterministic reason is tried again.
 
@@ -58,7 +61,7 @@ def run_trial(
         InterruptedTrialError: ``should_stop`` said so.
         CryobenchError: the trial failed; its kind and message are recorded in its folder.
     """
-    folder = TrialFolder(place.storage, spec.trial_id)
+    folder = TrialFolder(place.storage, trial_id or spec.trial_id)
     mirror = Mirror(place.mirror) if place.mirror else None
     with folder.locked(), _mirrored(mirror, place.storage, folder, report) as report:
         result = folder.result()
@@ -139,8 +142,8 @@ def _explained(error: Exception, spec: TrialSpec) -> Exception:
     """The error itself, or what it means where the library's own words do not say it."""
     if is_out_of_memory(error):
         return OutOfMemoryError(
-            f"Out of memory with batches of {spec.protocol.batch_size} crops, and also with their gradient gathered "
-            f"from parts ({str(error)[:200]}). Run fewer trials at once (resources.max_concurrent), use a larger "
-            "device, or lower protocol.batch_size (another protocol, so another trial)."
+            f"Out of memory with batches of {spec.protocol.batch_size} crops, alone on the device, and also with their "
+            f"gradient gathered from parts where that could help ({str(error)[:200]}). Use a larger device, or lower "
+            "protocol.batch_size (another protocol, so another trial)."
         )
     return error

@@ -12,7 +12,15 @@ from rich.table import Table
 
 from cryobench.conf.trial import TrialSpec
 from cryobench.orchestrator.formatting import duration
-from cryobench.workers.record.events import Decoding, Ended, EpochFinished, Event, Note, OutOfMemory
+from cryobench.workers.record.events import (
+    CheckpointDiscarded,
+    Decoding,
+    Ended,
+    EpochFinished,
+    Event,
+    Note,
+    OutOfMemory,
+)
 
 
 @dataclass
@@ -26,7 +34,7 @@ class _Running:
 
 @dataclass
 class SweepProgress:
-    """Counts, running trials and the time left, told by `tell` what the workers report."""
+    """Counts, running trials and the time left, from what `tell` is given of what the workers report."""
 
     console: Console
     specs: dict[str, TrialSpec]
@@ -37,7 +45,7 @@ class SweepProgress:
     _running: dict[str, _Running] = field(default_factory=dict)
     _ended: set[str] = field(default_factory=set)
     _interrupted: set[str] = field(default_factory=set)
-    _told: set[str] = field(default_factory=set)
+    _printed: set[str] = field(default_factory=set)
     _fresh: int = 0
     _began: float = field(default_factory=time.monotonic)
     _live: Live | None = None
@@ -67,10 +75,15 @@ class SweepProgress:
         elif isinstance(event, Decoding):
             running.doing = "" if event.decoded == event.tiles else f"decoding {event.decoded}/{event.tiles}"
         elif isinstance(event, Note):
-            self._tell_once(event.message)
+            self._print_once(event.message)
+        elif isinstance(event, CheckpointDiscarded):
+            running.epoch = self.epochs_done[trial] = 0
+            self._print_once(f"{spec.label}: checkpoint discarded ({event.reason}); from the start again")
+        elif isinstance(event, OutOfMemory) and event.goes_on:
+            self._print_once(f"{spec.label}: out of memory; going on from its checkpoint, alone on the device")
         elif isinstance(event, OutOfMemory):
             running.epoch = self.epochs_done[trial] = 0
-            self._tell_once(
+            self._print_once(
                 f"{spec.label}: out of memory; begun again, gradients from {event.micro_batches} parts of a batch"
             )
 
@@ -97,9 +110,9 @@ class SweepProgress:
             soft_wrap=True,
         )
 
-    def _tell_once(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
+    def _print_once(self, text: str) -> None:
+        if text not in self._printed:
+            self._printed.add(text)
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def end(self, trial: str, status: str, message: str | None = None) -> None:

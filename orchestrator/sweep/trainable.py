@@ -15,6 +15,7 @@ from cryobench.conf.trial import TrialSpec
 from cryobench.workers.place import Place
 from cryobench.workers.record.events import (
     AttemptStarted,
+    CheckpointDiscarded,
     Decoding,
     Diverged,
     Ended,
@@ -41,6 +42,7 @@ _NEWS = (
     Decoding,
     Note,
     OutOfMemory,
+    CheckpointDiscarded,
 )
 _ASK_EVERY_S = 1.0
 
@@ -87,9 +89,15 @@ def _run_in_worker(config: dict[str, Any], place: Place, specs: dict[str, dict[s
             tune.report(event.plain())
 
     release()  # what the trial before left in this process
-    with busy(), _Ear(leave) as ear:
+    with busy(), DriverListener(leave) as driver:
         try:
-            result = run_trial(spec, place, report=report, should_stop=lambda: asked_to_leave() or ear.heard)
+            result = run_trial(
+                spec,
+                place,
+                trial_id=config["trial"],
+                report=report,
+                should_stop=lambda: asked_to_leave() or driver.says_leave,
+            )
         except InterruptedTrialError:
             if asked_to_leave():
                 raise
@@ -103,15 +111,15 @@ def _run_in_worker(config: dict[str, Any], place: Place, specs: dict[str, dict[s
     tune.report(Ended(status=result.status, epochs=result.epochs).plain())
 
 
-class _Ear:
+class DriverListener:
     """Asks every second whether the driver said to leave."""
 
     def __init__(self, leave: Any) -> None:
-        self.heard = False
+        self.says_leave = False
         self._leave, self._done = leave, threading.Event()
         self._thread = threading.Thread(target=self._listen, name="leave", daemon=True)
 
-    def __enter__(self) -> _Ear:
+    def __enter__(self) -> DriverListener:
         self._thread.start()
         return self
 
@@ -121,8 +129,8 @@ class _Ear:
     def _listen(self) -> None:
         while not self._done.wait(_ASK_EVERY_S):
             try:
-                self.heard = bool(ray.get(self._leave.said.remote(), timeout=10))
+                self.says_leave = bool(ray.get(self._leave.said.remote(), timeout=10))
             except ray.exceptions.RayError:
                 time.sleep(_ASK_EVERY_S)
-            if self.heard:
+            if self.says_leave:
                 return

@@ -61,10 +61,13 @@ class EpochFinished(Event):
 
 
 class OutOfMemory(Event):
-    """A batch did not fit into memory; the trial begins anew with batches in ``micro_batches`` parts."""
+    """Memory ran out. ``goes_on``: from the checkpoint in the same way, alone on the device; else a batch did not fit
+    even so, and the trial begins anew with batches in ``micro_batches`` parts.
+    """
 
     event: Literal["out_of_memory"] = "out_of_memory"
     micro_batches: int
+    goes_on: bool = False
 
 
 class CheckpointDiscarded(Event):
@@ -79,6 +82,7 @@ class Diverged(Event):
 
     event: Literal["diverged"] = "diverged"
     epoch: int
+    message: str = ""
 
 
 class Interrupted(Event):

@@ -143,7 +143,7 @@ def greedy(monkeypatch: pytest.MonkeyPatch, crops: int, inside: str = "train") -
     monkeypatch.setattr(UNet, "forward", forward)
 
 
-def test_out_of_memory_is_retried_once_with_gathered_gradients(
+def test_memory_that_does_not_suffice_alone_either_makes_the_whole_trial_in_parts(
     place: Place, one_trial: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     greedy(monkeypatch, crops=2)
@@ -151,7 +151,7 @@ def test_out_of_memory_is_retried_once_with_gathered_gradients(
     result = run_trial(one_trial(), place, report=told.append)
     assert result.status == "completed"
     assert result.micro_batches == 2  # batches of four, in two parts of two
-    assert [e.micro_batches for e in told if isinstance(e, OutOfMemory)] == [2]
+    assert [(e.goes_on, e.micro_batches) for e in told if isinstance(e, OutOfMemory)] == [(True, 1), (False, 2)]
     from cryobench.orchestrator.results.leaderboard import leaderboard_row
 
     row = leaderboard_row(TrialFolder(place.storage, result.trial_id), "x", None)
@@ -173,7 +173,7 @@ def test_memory_that_never_suffices_ends_the_trial(
     place: Place, one_trial: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     greedy(monkeypatch, crops=0)
-    with pytest.raises(OutOfMemoryError, match="also with their gradient gathered from parts"):
+    with pytest.raises(OutOfMemoryError, match="alone on the device, and also with their gradient gathered from parts"):
         run_trial(one_trial(), place)
     state = TrialFolder(place.storage, one_trial().trial_id).state()
     assert (state.status, state.kind) == ("failed", "out_of_memory")
