@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from cryobench.conf.errors import (
     BadCheckpointError,
@@ -21,10 +20,19 @@ from cryobench.conf.errors import (
 )
 from cryobench.conf.trial import TrialSpec
 from cryobench.workers.place import Place
+from cryobench.workers.record.events import (
+    AttemptStarted,
+    EpochFinished,
+    Event,
+    Failed,
+    Finished,
+    Interrupted,
+    Report,
+)
 from cryobench.workers.record.folder import STACKS, TrialFolder
 from cryobench.workers.record.mirror import Mirror
 from cryobench.workers.record.result import TestMetrics, TrialResult
-from cryobench.workers.training.attempt import Attempt, Report
+from cryobench.workers.training.attempt import Attempt
 from cryobench.workers.training.memory import is_out_of_memory
 from cryobench.workers.training.provenance import code_version
 
@@ -33,6 +41,7 @@ def run_trial(
     spec: TrialSpec,
     place: Place,
     *,
+    trial_id: str | None = None,
     report: Report = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
     retry_failed: bool = True,
@@ -42,7 +51,9 @@ def run_trial(
     Args:
         spec: the trial.
         place: where its data, weights and folder are, and what it may use.
-        report: told every event as it is recorded.
+        trial_id: its folder's name, where there is one: a release may compute another id than the one under which a
+            trial was begun, and the name is what is trusted. By default the spec's own.
+        report: called with every event as it is recorded.
         should_stop: asked after every step and evaluated tile; True saves the state and leaves the trial resumable.
         retry_failed: whether a trial that failed for a deterministic reason is tried again.
 
@@ -50,7 +61,7 @@ def run_trial(
         InterruptedTrialError: ``should_stop`` said so.
         CryobenchError: the trial failed; its kind and message are recorded in its folder.
     """
-    folder = TrialFolder(place.storage, spec.trial_id)
+    folder = TrialFolder(place.storage, trial_id or spec.trial_id)
     mirror = Mirror(place.mirror) if place.mirror else None
     with folder.locked(), _mirrored(mirror, place.storage, folder, report) as report:
         result = folder.result()
@@ -61,12 +72,12 @@ def run_trial(
             raise CryobenchError(state.message or "The trial failed before.")
         folder.write_spec(spec)
         attempt = Attempt(spec, place, folder, report, should_stop)
-        begun = {"host": platform.node(), "pid": os.getpid(), "device": str(attempt.device), "code": code_version()}
-        report(folder.record("attempt", **begun))
+        begun = AttemptStarted(host=platform.node(), pid=os.getpid(), device=str(attempt.device), code=code_version())
+        report(folder.record(begun))
         try:
             return attempt.run()
         except InterruptedTrialError:
-            report(folder.record("interrupted"))
+            report(folder.record(Interrupted()))
             raise
         except Exception as error:
             failure = _explained(error, spec)
@@ -74,7 +85,7 @@ def run_trial(
                 _dump_stacks(folder.path / STACKS)
             kind = failure.kind if isinstance(failure, CryobenchError) else "crashed"
             message = str(failure) if isinstance(failure, CryobenchError) else f"{type(error).__name__}: {error}"
-            report(folder.record("failed", kind=kind, message=message, trace=traceback.format_exc()))
+            report(folder.record(Failed(kind=kind, message=message, trace=traceback.format_exc())))
             if failure is error:
                 raise
             raise failure from error
@@ -113,8 +124,8 @@ def _mirrored(mirror: Mirror | None, storage: Path, folder: TrialFolder, report:
         return
     mirror.pull_trial(storage, folder.trial_id, whole=True)
 
-    def push_and_report(event: dict[str, Any]) -> None:
-        if event["event"] in ("attempt", "epoch", "failed", "interrupted", "finished"):
+    def push_and_report(event: Event) -> None:
+        if isinstance(event, AttemptStarted | EpochFinished | Failed | Interrupted | Finished):
             mirror.push_trial(storage, folder.trial_id)
         report(event)
 
@@ -131,8 +142,8 @@ def _explained(error: Exception, spec: TrialSpec) -> Exception:
     """The error itself, or what it means where the library's own words do not say it."""
     if is_out_of_memory(error):
         return OutOfMemoryError(
-            f"Out of memory with batches of {spec.protocol.batch_size} crops, and also with their gradient gathered "
-            f"from parts ({str(error)[:200]}). Run fewer trials at once (resources.max_concurrent), use a larger "
-            "device, or lower protocol.batch_size (another protocol, so another trial)."
+            f"Out of memory with batches of {spec.protocol.batch_size} crops, alone on the device, and also with their "
+            f"gradient gathered from parts where that could help ({str(error)[:200]}). Use a larger device, or lower "
+            "protocol.batch_size (another protocol, so another trial)."
         )
     return error

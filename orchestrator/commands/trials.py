@@ -36,33 +36,48 @@ def run(
     """Run one trial in this process, without Ray: for debuggers, and for one number."""
     from cryobench.conf.errors import InterruptedTrialError
     from cryobench.orchestrator.places import places
+    from cryobench.workers.record.events import (
+        CheckpointDiscarded,
+        Decoding,
+        Diverged,
+        EpochFinished,
+        Event,
+        Note,
+        OutOfMemory,
+        Resumed,
+    )
     from cryobench.workers.termination import asked_to_leave, listening
     from cryobench.workers.trial import run_trial
 
     where = places(storage, data_dir, cache_dir, weights_dir, config_dir)
-    spec, resources = _find(what, where)
-    console.print(f"Trial {spec.trial_id}: {spec.label}", highlight=False)
+    spec, resources, trial_id = _find(what, where)
+    console.print(f"Trial {trial_id}: {spec.label}", highlight=False)
 
-    def report(event: dict[str, Any]) -> None:
-        if event["event"] == "epoch":
-            score = f", validation mIoU {event['val_miou']:.2f}" if "val_miou" in event else ""
-            console.print(
-                f"epoch {event['epoch']}/{spec.protocol.epochs}: loss {event['loss']:.4f}{score}", highlight=False
-            )
-        elif event["event"] in ("resumed", "checkpoint_discarded", "diverged"):
-            console.print(f"{event['event']}: {event.get('epoch', event.get('reason', ''))}", highlight=False)
-        elif event["event"] == "decoding":
-            console.print(f"decoding into the node cache: {event['decoded']}/{event['tiles']}", highlight=False)
-        elif event["event"] == "note":
-            console.print(event["message"], highlight=False, markup=False, soft_wrap=True)
-        elif event["event"] == "out_of_memory":
-            parts = event["micro_batches"]
+    def report(event: Event) -> None:
+        if isinstance(event, EpochFinished):
+            score = "" if event.val_miou is None else f", validation mIoU {event.val_miou:.2f}"
+            console.print(f"epoch {event.epoch}/{spec.protocol.epochs}: loss {event.loss:.4f}{score}", highlight=False)
+        elif isinstance(event, Diverged) and event.message:
+            console.print(f"diverged: {event.message}", highlight=False, markup=False, soft_wrap=True)
+        elif isinstance(event, Resumed | Diverged):
+            console.print(f"{event.event}: {event.epoch}", highlight=False)
+        elif isinstance(event, CheckpointDiscarded):
+            text = f"checkpoint discarded ({event.reason}); from the start again"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+        elif isinstance(event, Decoding):
+            console.print(f"decoding into the node cache: {event.decoded}/{event.tiles}", highlight=False)
+        elif isinstance(event, Note):
+            console.print(event.message, highlight=False, markup=False, soft_wrap=True)
+        elif isinstance(event, OutOfMemory) and event.goes_on:
+            console.print("out of memory: going on from the checkpoint, alone on the device", markup=False)
+        elif isinstance(event, OutOfMemory):
+            parts = event.micro_batches
             console.print(f"out of memory: from the start again, gradients from {parts} parts of a batch", markup=False)
 
     try:
         with listening():
             place = where.for_trials(resources, device)
-            result = run_trial(spec, place, report=report, should_stop=asked_to_leave)
+            result = run_trial(spec, place, trial_id=trial_id, report=report, should_stop=asked_to_leave)
     except InterruptedTrialError as error:
         console.print(f"{error} Asked to leave; the same command goes on from there.", markup=False, soft_wrap=True)
         raise typer.Exit(143) from None
@@ -71,9 +86,7 @@ def run(
         if result.test
         else "not tested"
     )
-    console.print(
-        f"{result.status}: {score}; {where.storage / 'trials' / spec.trial_id}", highlight=False, soft_wrap=True
-    )
+    console.print(f"{result.status}: {score}; {where.storage / 'trials' / trial_id}", highlight=False, soft_wrap=True)
 
 
 @app.command("eval")
@@ -127,7 +140,7 @@ def show(
                 "message": state.message,
                 "spec": spec.model_dump(mode="json"),
                 "result": result.model_dump(mode="json") if result else None,
-                "epochs": folder.epochs(),
+                "epochs": [event.plain() for event in folder.epochs()],
             }
         )
         return
@@ -138,8 +151,8 @@ def show(
         markup=False,
     )
     for event in folder.epochs():
-        score = f", validation mIoU {event['val_miou']:.2f}" if "val_miou" in event else ""
-        console.print(f"  epoch {event['epoch']}: loss {event['loss']:.4f}, lr {event['lr']:g}{score}", highlight=False)
+        score = "" if event.val_miou is None else f", validation mIoU {event.val_miou:.2f}"
+        console.print(f"  epoch {event.epoch}: loss {event.loss:.4f}, lr {event.lr:g}{score}", highlight=False)
     if result and result.test:
         for label, iou, f1 in zip(result.classes, result.test.iou, result.test.f1, strict=True):
             console.print(f"  {label}: IoU {iou:.2f}, F1 {f1:.2f}", highlight=False)
@@ -151,7 +164,8 @@ def show(
     console.print(f"  {folder.path}", highlight=False, soft_wrap=True)
 
 
-def _find(what: list[str], where: Places) -> tuple[TrialSpec, Any]:
+def _find(what: list[str], where: Places) -> tuple[TrialSpec, Any, str]:
+    """The trial that is asked for, its resources, and its id: its folder's name, where it was named by that."""
     from cryobench.conf.compose import load_sweep
     from cryobench.conf.errors import ConfigError
     from cryobench.conf.schema import ResourceSpec
@@ -163,8 +177,10 @@ def _find(what: list[str], where: Places) -> tuple[TrialSpec, Any]:
         if path.suffix == ".json":
             if not path.is_file():
                 raise ConfigError(f"No file {path}. Expected a trial's spec.json.")
-            return read_spec(path), ResourceSpec()
-        return TrialFolder(where.storage, what[0]).spec(), ResourceSpec()
+            spec = read_spec(path)
+            return spec, ResourceSpec(), spec.trial_id
+        folder = TrialFolder.find(where.storage, what[0])
+        return folder.spec(), ResourceSpec(), folder.trial_id
     sweep = load_sweep(what, where.config_dir)
     trials = make_plan(sweep, where).trials
     if len(trials) != 1:
@@ -174,4 +190,4 @@ def _find(what: list[str], where: Places) -> tuple[TrialSpec, Any]:
         )
     if trials[0].provisional:
         raise ConfigError(trials[0].message or "The trial cannot run.")
-    return trials[0].spec, sweep.resources
+    return trials[0].spec, sweep.resources, trials[0].spec.trial_id

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from cryobench.conf.trial import TrialSpec
+from cryobench.workers.record.events import EpochFinished
 from cryobench.workers.record.result import TrialResult
 
 _EPOCH_METRICS = ("loss", "lr", "seconds", "val_miou", "val_mean_f1", "val_overall_accuracy")
@@ -58,9 +58,9 @@ def params_of(spec: TrialSpec) -> dict[str, str]:
     return {key: str(value) for key, value in params.items()}
 
 
-def epoch_metrics(event: Mapping[str, Any]) -> dict[str, float]:
+def epoch_metrics(event: EpochFinished) -> dict[str, float]:
     """The metrics of one epoch."""
-    return {name: event[name] for name in _EPOCH_METRICS if event.get(name) is not None}
+    return {name: value for name in _EPOCH_METRICS if (value := getattr(event, name)) is not None}
 
 
 def result_metrics(result: TrialResult) -> dict[str, float]:

@@ -20,6 +20,7 @@ from cryobench.conf.trial import TrialSpec
 from cryobench.orchestrator.formatting import masked
 from cryobench.orchestrator.results.run_book import RunBook, TrackedRun
 from cryobench.orchestrator.results.run_content import epoch_metrics, params_of, result_metrics, result_tags, tags_of
+from cryobench.workers.record.events import Event
 from cryobench.workers.record.folder import CONFUSION_PICTURE, RESULT, SAMPLES_PICTURE, SPEC, TrialFolder
 from cryobench.workers.record.result import TrialResult
 
@@ -192,17 +193,17 @@ class Tracker:
     def _log_epochs(self, run: TrackedRun, folder: TrialFolder) -> TrackedRun:
         from mlflow.entities import Metric, RunTag
 
-        new = [event for event in folder.epochs() if event["epoch"] > run.epoch]
+        new = [event for event in folder.epochs() if event.epoch > run.epoch]
         if not new:
             return run
         metrics = [
-            Metric(name, value, _milliseconds(event), event["epoch"])
+            Metric(name, value, _milliseconds(event), event.epoch)
             for event in new
             for name, value in epoch_metrics(event).items()
         ]
         for start in range(0, len(metrics), _BATCH):
             self._client.log_batch(run.run_id, metrics=metrics[start : start + _BATCH])
-        run = run.with_epoch(new[-1]["epoch"])
+        run = run.with_epoch(new[-1].epoch)
         self._client.log_batch(run.run_id, tags=[RunTag(_EPOCH, str(run.epoch))])
         return run
 
@@ -279,8 +280,8 @@ def _tracked(run: Any) -> TrackedRun:
     )
 
 
-def _milliseconds(event: Mapping[str, Any]) -> int:
-    return int(event["time"] * 1000)
+def _milliseconds(event: Event) -> int:
+    return int(event.time * 1000)
 
 
 def _code(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cryobench.conf.trial import TrialSpec
+from cryobench.workers.record.events import Failed
 from cryobench.workers.record.folder import TrialFolder
 from cryobench.workers.record.mirror import Mirror
 
@@ -20,7 +21,7 @@ def record_crash(storage: Path, spec: TrialSpec, message: str, mirror: Mirror | 
     state = folder.state()
     if state.status != "failed":
         folder.write_spec(spec)
-        folder.record("failed", kind="crashed", message=message)
+        folder.record(Failed(kind="crashed", message=message))
         if mirror:
             mirror.push_trial(storage, spec.trial_id)
     return state.message or message

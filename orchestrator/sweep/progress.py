@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -13,6 +12,15 @@ from rich.table import Table
 
 from cryobench.conf.trial import TrialSpec
 from cryobench.orchestrator.formatting import duration
+from cryobench.workers.record.events import (
+    CheckpointDiscarded,
+    Decoding,
+    Ended,
+    EpochFinished,
+    Event,
+    Note,
+    OutOfMemory,
+)
 
 
 @dataclass
@@ -26,7 +34,7 @@ class _Running:
 
 @dataclass
 class SweepProgress:
-    """Counts, running trials and the time left, told by `tell` what the workers report."""
+    """Counts, running trials and the time left, from what `tell` is given of what the workers report."""
 
     console: Console
     specs: dict[str, TrialSpec]
@@ -37,7 +45,7 @@ class SweepProgress:
     _running: dict[str, _Running] = field(default_factory=dict)
     _ended: set[str] = field(default_factory=set)
     _interrupted: set[str] = field(default_factory=set)
-    _told: set[str] = field(default_factory=set)
+    _printed: set[str] = field(default_factory=set)
     _fresh: int = 0
     _began: float = field(default_factory=time.monotonic)
     _live: Live | None = None
@@ -52,29 +60,31 @@ class SweepProgress:
         if self._live:
             self._live.stop()
 
-    def tell(self, trial: str, event: dict[str, Any]) -> None:
+    def tell(self, trial: str, event: Event) -> None:
         """One reported event of a trial."""
         spec = self.specs[trial]
-        if event.get("event") == "ended":
-            self.end(trial, str(event["status"]), event.get("message"))
+        if isinstance(event, Ended):
+            self.end(trial, event.status, event.message)
             return
         running = self._running.setdefault(trial, _Running(spec, self.epochs_done.get(trial, 0)))
-        if event.get("event") == "epoch":
-            self._fresh += max(0, int(event["epoch"]) - running.epoch)
-            running.epoch, running.loss = int(event["epoch"]), event.get("loss")
-            running.val_miou = event.get("val_miou", running.val_miou)
+        if isinstance(event, EpochFinished):
+            self._fresh += max(0, event.epoch - running.epoch)
+            running.epoch, running.loss = event.epoch, event.loss
+            running.val_miou = running.val_miou if event.val_miou is None else event.val_miou
             self.epochs_done[trial] = running.epoch
-
-        elif event.get("event") == "decoding":
-            running.doing = (
-                "" if event["decoded"] == event["tiles"] else f"decoding {event['decoded']}/{event['tiles']}"
-            )
-        elif event.get("event") == "note":
-            self._tell_once(str(event["message"]))
-        elif event.get("event") == "out_of_memory":
+        elif isinstance(event, Decoding):
+            running.doing = "" if event.decoded == event.tiles else f"decoding {event.decoded}/{event.tiles}"
+        elif isinstance(event, Note):
+            self._print_once(event.message)
+        elif isinstance(event, CheckpointDiscarded):
             running.epoch = self.epochs_done[trial] = 0
-            self._tell_once(
-                f"{spec.label}: out of memory; begun again, gradients from {event['micro_batches']} parts of a batch"
+            self._print_once(f"{spec.label}: checkpoint discarded ({event.reason}); from the start again")
+        elif isinstance(event, OutOfMemory) and event.goes_on:
+            self._print_once(f"{spec.label}: out of memory; going on from its checkpoint, alone on the device")
+        elif isinstance(event, OutOfMemory):
+            running.epoch = self.epochs_done[trial] = 0
+            self._print_once(
+                f"{spec.label}: out of memory; begun again, gradients from {event.micro_batches} parts of a batch"
             )
 
     def running(self) -> set[str]:
@@ -100,9 +110,9 @@ class SweepProgress:
             soft_wrap=True,
         )
 
-    def _tell_once(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
+    def _print_once(self, text: str) -> None:
+        if text not in self._printed:
+            self._printed.add(text)
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def end(self, trial: str, status: str, message: str | None = None) -> None:

@@ -13,12 +13,37 @@ from ray.tune.trainable import wrap_function
 from cryobench.conf.errors import CryobenchError, HungReadError, InterruptedTrialError
 from cryobench.conf.trial import TrialSpec
 from cryobench.workers.place import Place
+from cryobench.workers.record.events import (
+    AttemptStarted,
+    CheckpointDiscarded,
+    Decoding,
+    Diverged,
+    Ended,
+    EpochFinished,
+    Event,
+    Failed,
+    Finished,
+    Note,
+    OutOfMemory,
+    Resumed,
+)
 from cryobench.workers.termination import asked_to_leave, busy, listen
 from cryobench.workers.training.memory import release
 from cryobench.workers.trial import run_trial
 
 #: Reported events the driver is interested in; all others stay in the folder.
-_NEWS = {"attempt", "resumed", "epoch", "failed", "diverged", "finished", "decoding", "note", "out_of_memory"}
+_NEWS = (
+    AttemptStarted,
+    Resumed,
+    EpochFinished,
+    Failed,
+    Diverged,
+    Finished,
+    Decoding,
+    Note,
+    OutOfMemory,
+    CheckpointDiscarded,
+)
 _ASK_EVERY_S = 1.0
 
 
@@ -59,36 +84,42 @@ def _run_in_worker(config: dict[str, Any], place: Place, specs: dict[str, dict[s
     """
     spec = TrialSpec.model_validate(specs[config["trial"]])
 
-    def report(event: dict[str, Any]) -> None:
-        if event["event"] in _NEWS:
-            tune.report({key: value for key, value in event.items() if isinstance(value, str | int | float)})
+    def report(event: Event) -> None:
+        if isinstance(event, _NEWS):
+            tune.report(event.plain())
 
     release()  # what the trial before left in this process
-    with busy(), _Ear(leave) as ear:
+    with busy(), DriverListener(leave) as driver:
         try:
-            result = run_trial(spec, place, report=report, should_stop=lambda: asked_to_leave() or ear.heard)
+            result = run_trial(
+                spec,
+                place,
+                trial_id=config["trial"],
+                report=report,
+                should_stop=lambda: asked_to_leave() or driver.says_leave,
+            )
         except InterruptedTrialError:
             if asked_to_leave():
                 raise
-            tune.report({"event": "ended", "status": "interrupted"})
+            tune.report(Ended(status="interrupted").plain())
             return
         except HungReadError:
             raise  # its thread still hangs in this process: another one is to go on
         except CryobenchError as error:
-            tune.report({"event": "ended", "status": "failed", "kind": error.kind, "message": str(error)})
+            tune.report(Ended(status="failed", kind=error.kind, message=str(error)).plain())
             return
-    tune.report({"event": "ended", "status": result.status, "epochs": result.epochs})
+    tune.report(Ended(status=result.status, epochs=result.epochs).plain())
 
 
-class _Ear:
+class DriverListener:
     """Asks every second whether the driver said to leave."""
 
     def __init__(self, leave: Any) -> None:
-        self.heard = False
+        self.says_leave = False
         self._leave, self._done = leave, threading.Event()
         self._thread = threading.Thread(target=self._listen, name="leave", daemon=True)
 
-    def __enter__(self) -> _Ear:
+    def __enter__(self) -> DriverListener:
         self._thread.start()
         return self
 
@@ -98,8 +129,8 @@ class _Ear:
     def _listen(self) -> None:
         while not self._done.wait(_ASK_EVERY_S):
             try:
-                self.heard = bool(ray.get(self._leave.said.remote(), timeout=10))
+                self.says_leave = bool(ray.get(self._leave.said.remote(), timeout=10))
             except ray.exceptions.RayError:
                 time.sleep(_ASK_EVERY_S)
-            if self.heard:
+            if self.says_leave:
                 return

@@ -9,6 +9,7 @@ from ray import tune
 
 from cryobench.orchestrator.results.background import BackgroundReconciler
 from cryobench.orchestrator.sweep.progress import SweepProgress
+from cryobench.workers.record.events import event_of
 
 #: What Ray says of a worker whose process is gone, rather than of an exception in it.
 _DIED = ("ActorDiedError", "The actor died", "worker died", "WorkerCrashedError", "ActorUnavailableError")
@@ -34,7 +35,7 @@ class Watcher(tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         """A worker reported an event."""
-        self._progress.tell(trial.config["trial"], result)
+        self._progress.tell(trial.config["trial"], event_of(result))
         self._reconciler.note([trial.config["trial"]])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:

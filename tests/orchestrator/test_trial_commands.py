@@ -68,7 +68,7 @@ def test_the_best_checkpoint_is_the_best_validated_epochs(place: Place, one_tria
     """The first of the best; the test is made with its weights, not with the last ones."""
     spec = one_trial("lr=3e-2", "protocol.epochs=8")
     result = run_trial(spec, replace(place))
-    scores = [(e["epoch"], e["val_miou"]) for e in TrialFolder(place.storage, spec.trial_id).epochs()]
+    scores = [(e.epoch, e.val_miou or 0.0) for e in TrialFolder(place.storage, spec.trial_id).epochs()]
     best = max(score for _, score in scores)
     assert result.best_val_miou == best
     assert result.best_epoch == next(epoch for epoch, score in scores if score == best)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,15 +28,28 @@ def build_model(spec: TrialSpec, classes: int, weights_dir: Path | None) -> Segm
         MissingWeightsError, BadCheckpointError: see `cryobench.encoders.checkpoints.load_weights`.
         MissingLibraryError: adapters without the library that makes them.
     """
-    torch.manual_seed(stream_seed(spec.seed, "initialise", "encoder"))
-    encoder = build(spec.encoder)
-    weights = spec.encoder.weights
-    if weights.kind == "published":
+
+    def load(encoder: Encoder) -> None:
+        weights = spec.encoder.weights
+        if weights.kind != "published":
+            return
         if weights_dir is None or weights.file is None or weights.layout is None:
             raise MissingWeightsError(
                 f"Encoder '{spec.encoder.name}' needs its published weights {weights.file}; give --weights-dir."
             )
         load_weights(encoder, weights_dir / weights.file, weights.layout, weights.digest)
+
+    model = make_model(spec, classes, load)
+    return model.to(memory_format=torch.channels_last) if spec.protocol.channels_last else model
+
+
+def make_model(
+    spec: TrialSpec, classes: int, load: Callable[[Encoder], None] = lambda encoder: None
+) -> SegmentationModel:
+    """The model's modules, on torch's current device; ``load`` fills the encoder before anything is put upon it."""
+    torch.manual_seed(stream_seed(spec.seed, "initialise", "encoder"))
+    encoder = build(spec.encoder)
+    load(encoder)
     torch.manual_seed(stream_seed(spec.seed, "initialise", "decoder"))
     protocol = spec.protocol
     decoder = make_decoder(encoder, spec.decoder, protocol.decoder_channels, protocol.decoder_dropout, classes)
@@ -44,7 +58,7 @@ def build_model(spec: TrialSpec, classes: int, weights_dir: Path | None) -> Segm
     if spec.regime.lora is not None and not spec.trains_encoder:
         torch.manual_seed(stream_seed(spec.seed, "initialise", "lora"))
         add_lora(encoder, spec.regime.lora.rank, spec.regime.lora.alpha)
-    return model.to(memory_format=torch.channels_last) if protocol.channels_last else model
+    return model
 
 
 def make_decoder(encoder: Encoder, kind: str, channels: int, dropout: float, classes: int) -> nn.Module:

@@ -13,8 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cryobench.conf.terms import Modality
 from cryobench.conf.trial import TrialSpec
 from cryobench.encoders.registry import family_class
-from cryobench.workers.model.build import make_decoder
-from cryobench.workers.model.segmentation import SegmentationModel
+from cryobench.workers.model.build import make_decoder, make_model
 
 
 @dataclass(frozen=True)
@@ -54,15 +53,16 @@ def cost_of(
     )
 
 
-@torch.no_grad()
-def multiply_adds(model: SegmentationModel, spec: TrialSpec, window: tuple[int, int]) -> float:
-    """10^9 multiply-adds of encoder and decoder for one crop in inference, the paper's "GFLOPs"."""
+def multiply_adds(spec: TrialSpec, classes: int, window: tuple[int, int]) -> float:
+    """10^9 multiply-adds of a trial's encoder and decoder for one crop in inference, the paper's "GFLOPs".
+
+    Counted on a model of shapes alone: a real one's inputs and plain attention would need gigabytes.
+    """
     size = (spec.encoder.input_size,) * 2 if isinstance(spec.encoder.input_size, int) else window
-    device = next(model.parameters()).device
-    inputs = {m: torch.zeros(1, len(bands), *size, device=device) for m, bands in spec.encoder.bands.items()}
-    training = model.training
-    # The counter does not know the CPU's fused attention kernel; the plain one is counted alike on every device.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.eval()(inputs)
-    model.train(training)
+    with torch.device("meta"), torch.no_grad():
+        model = make_model(spec, classes).eval()
+        inputs = {m: torch.empty(1, len(bands), *size) for m, bands in spec.encoder.bands.items()}
+        # The counter does not know every fused attention kernel; the plain one is counted alike on every device.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(inputs)
     return float(counter.get_total_flops()) / 2e9

@@ -99,16 +99,17 @@ def training_step(
 ) -> Tensor:
     """One step; the loss stays on the device. Nothing in here waits for it.
 
-    With ``micro_batches`` the gradient is gathered from as many parts of the batch. It is the whole batch's but for
-    batch norm, whose statistics are those of the parts.
+    With ``micro_batches`` the gradient is gathered from as many parts of the batch, of sizes that differ by one at
+    most (``chunk`` would leave a single crop of 7 or 10, which batch norm cannot train on). It is the whole batch's
+    but for batch norm, whose statistics are those of the parts.
     """
     optimizer.zero_grad(set_to_none=True)
     count, total = labelled_pixels(labels), torch.zeros((), device=labels.device)
-    parts = {modality: values.chunk(micro_batches) for modality, values in inputs.items()}
-    for i, some in enumerate(labels.chunk(micro_batches)):
+    parts = {modality: values.tensor_split(micro_batches) for modality, values in inputs.items()}
+    for i, part in enumerate(labels.tensor_split(micro_batches)):
         with autocast(precision, labels.device):
             logits = model({modality: values[i] for modality, values in parts.items()})
-        loss = summed_loss(logits, some) / count
+        loss = summed_loss(logits, part) / count
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     optimizer.step()

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
 from cryobench.conf.digests import file_sha256
+from cryobench.workers.record.events import EpochFinished
 from cryobench.workers.record.files import write_json, write_whole
 
 _POINTER = "state.json"
@@ -35,6 +37,14 @@ class Position:
 
 
 @dataclass(frozen=True)
+class BestEpoch:
+    """The first of the epochs with the best validation mIoU (percent)."""
+
+    epoch: int
+    val_miou: float
+
+
+@dataclass(frozen=True)
 class TrainingState:
     """Everything that training changes, after ``epoch`` whole epochs and, if it paused, part of the next.
 
@@ -44,10 +54,14 @@ class TrainingState:
     epoch: int
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
-    history: list[dict[str, Any]]
-    best: dict[str, Any] | None
+    history: list[EpochFinished]
+    best: BestEpoch | None
     position: Position | None = None
     micro_batches: int = 1
+
+
+class UnusableCheckpointError(ValueError):
+    """There is a checkpoint, and it cannot be continued from; the message says why."""
 
 
 class Checkpoints:
@@ -58,26 +72,45 @@ class Checkpoints:
         self._pointer: dict[str, Any] = {}
 
     def latest(self) -> TrainingState | None:
-        """The state after the last whole epoch, or None where there is none, or it is damaged."""
-        path = self._folder / _POINTER
-        if not path.exists():
+        """The latest state, or None where none was ever written. Its best weights are whole as well.
+
+        Raises:
+            UnusableCheckpointError: it is damaged. Other errors of reading are not its fault: a disk that is not there
+                for a moment must not cost the trial its progress.
+        """
+        try:
+            content = (self._folder / _POINTER).read_bytes()
+        except FileNotFoundError:
             return None
         try:
-            self._pointer = json.loads(path.read_text())
+            self._pointer = json.loads(content)
             tensors = self._tensors("latest")
             plain = self._pointer["training"]
+            if self._pointer.get("training_sha256", _plain_digest(plain)) != _plain_digest(plain):
+                raise ValueError(f"{_POINTER} is not what was written")
+            if plain["best"] is not None:
+                self._checked_content("best")
             return TrainingState(
                 epoch=plain["epoch"],
                 model=_part(tensors, "model"),
                 optimizer=_optimizer_state(_part(tensors, "optimizer"), plain["param_groups"]),
-                history=plain["history"],
-                best=plain["best"],
+                history=[EpochFinished.model_validate(entry) for entry in plain["history"]],
+                best=BestEpoch(**plain["best"]) if plain["best"] else None,
                 position=_position(_part(tensors, "position"), plain["position"]),
                 micro_batches=plain["micro_batches"],
             )
-        except (ValueError, KeyError, TypeError, OSError):
-            self._pointer = {}
-            return None
+        except json.JSONDecodeError as error:
+            raise UnusableCheckpointError(f"{_POINTER} is not whole JSON ({error})") from error
+        except FileNotFoundError as error:
+            raise UnusableCheckpointError(f"{error.filename} is missing") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UnusableCheckpointError(f"{_POINTER} lacks {error}") from error
+        except (ValueError, SafetensorError) as error:
+            raise UnusableCheckpointError(str(error)) from error
+
+    def forget(self) -> None:
+        """Begin anew as far as this process knows; what was written stays until the next state is whole."""
+        self._pointer = {}
 
     def best(self) -> dict[str, Tensor]:
         """Weights of the best validated epoch.
@@ -108,12 +141,13 @@ class Checkpoints:
             pointer["best"] = self._write(f"best-{state.epoch:04d}.safetensors", weights)
         pointer["training"] = {
             "epoch": state.epoch,
-            "history": state.history,
-            "best": state.best,
+            "history": [epoch.values() for epoch in state.history],
+            "best": asdict(state.best) if state.best else None,
             "param_groups": state.optimizer["param_groups"],
             "position": [state.position.epoch, state.position.step] if state.position else None,
             "micro_batches": state.micro_batches,
         }
+        pointer["training_sha256"] = _plain_digest(pointer["training"])
         write_json(self._folder / _POINTER, pointer)
         self._pointer = pointer
         keep = {pointer[name]["file"] for name in ("latest", "best") if name in pointer}
@@ -142,12 +176,15 @@ class Checkpoints:
         return {"file": name, "sha256": file_sha256(path)}
 
     def _tensors(self, which: str) -> dict[str, Tensor]:
-        entry = self._pointer[which]
-        content = (self._folder / entry["file"]).read_bytes()
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise ValueError(f"{entry['file']} is not what was written")
-        tensors: dict[str, Tensor] = load_tensors(content)
+        tensors: dict[str, Tensor] = load_tensors(self._checked_content(which))
         return tensors
+
+    def _checked_content(self, which: str) -> bytes:
+        entry = self._pointer[which]
+        content: bytes = (self._folder / entry["file"]).read_bytes()
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise ValueError(f"{entry['file']} is not what was written (another digest)")
+        return content
 
 
 def weights_digest(model: dict[str, Tensor]) -> str:
@@ -158,6 +195,10 @@ def weights_digest(model: dict[str, Tensor]) -> str:
         digest.update(f"{name}:{values.dtype}:{tuple(values.shape)}".encode())
         digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _plain_digest(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

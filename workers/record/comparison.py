@@ -86,7 +86,7 @@ def compare(first: TrialFolder, second: TrialFolder) -> Comparison:
 
 
 def _epochs(first: TrialFolder, second: TrialFolder) -> Iterator[EpochPair]:
-    a, b = ({entry["epoch"]: entry for entry in folder.epochs()} for folder in (first, second))
+    a, b = ({event.epoch: event.values() for event in folder.epochs()} for folder in (first, second))
     for epoch in sorted(a.keys() | b.keys()):
         one, other = a.get(epoch, {}), b.get(epoch, {})
         names = [name for name in _METRICS if name in one or name in other]

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from cryobench.conf.errors import RETRIED_KINDS, ConfigError, CryobenchError, RecordError
 from cryobench.conf.trial import TrialSpec
+from cryobench.workers.record.events import AttemptStarted, EpochFinished, Event, Failed, event_of
 from cryobench.workers.record.files import append_line, read_lines, read_record, write_json
 from cryobench.workers.record.result import RESULT_FORMAT, RESULT_MIGRATIONS, TrialResult
 
@@ -103,19 +104,19 @@ class TrialFolder:
         """
         return read_spec(self.path / SPEC)
 
-    def record(self, event: str, **values: Any) -> dict[str, Any]:
-        """Append one event and return it."""
-        entry = {"event": event, "time": time.time(), **values}
-        append_line(self.path / EVENTS, entry)
-        return entry
+    def record(self, event: Event) -> Event:
+        """Append one event; returned is what was written, with its time."""
+        recorded = event.model_copy(update={"time": time.time()})
+        append_line(self.path / EVENTS, recorded.plain())
+        return recorded
 
-    def events(self) -> list[dict[str, Any]]:
+    def events(self) -> list[Event]:
         """All whole events, in order."""
-        return read_lines(self.path / EVENTS)
+        return [event_of(line) for line in read_lines(self.path / EVENTS)]
 
-    def epochs(self) -> list[dict[str, Any]]:
+    def epochs(self) -> list[EpochFinished]:
         """One event an epoch, in order; of an epoch that was repeated after an interruption, the last one."""
-        found = {event["epoch"]: event for event in self.events() if event.get("event") == "epoch"}
+        found = {event.epoch: event for event in self.events() if isinstance(event, EpochFinished)}
         return [found[epoch] for epoch in sorted(found)]
 
     def write_result(self, result: TrialResult) -> None:
@@ -172,12 +173,12 @@ class TrialFolder:
         except RecordError as error:
             return TrialState("failed", 0, error.kind, str(error))
         events = self.events()
-        epoch = max((e["epoch"] for e in events if e.get("event") == "epoch"), default=0)
+        epoch = max((event.epoch for event in events if isinstance(event, EpochFinished)), default=0)
         if not events:
             return TrialState("pending")
-        ends = [e for e in events if e["event"] in ("failed", "attempt")]
-        if ends and ends[-1]["event"] == "failed":
-            return TrialState("failed", epoch, ends[-1]["kind"], ends[-1]["message"])
+        last = next((event for event in reversed(events) if isinstance(event, Failed | AttemptStarted)), None)
+        if isinstance(last, Failed):
+            return TrialState("failed", epoch, last.kind, last.message)
         return TrialState("begun", epoch)
 
 

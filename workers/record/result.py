@@ -42,14 +42,15 @@ class Provenance(Strict):
 
 
 class Cost(Strict):
-    """What a trial took. ``gmacs``: 10^9 multiply-adds of encoder and decoder for one crop, the paper's "GFLOPs".
+    """What a trial took. ``gmacs``: 10^9 multiply-adds of encoder and decoder for one crop, the paper's "GFLOPs";
+    None where they could not be counted.
 
     ``seconds``: wall time of the last attempt by what it was spent on (data, training, evaluation, checkpointing).
     """
 
     parameters: int
     trained_parameters: int
-    gmacs: float
+    gmacs: float | None
     train_seconds: float
     total_seconds: float
     seconds: dict[str, float]

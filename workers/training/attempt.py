@@ -1,87 +1,79 @@
-"""One attempt at a trial: from its last checkpoint, or the start, to its result."""
+"""The story of one attempt at a trial, from its last checkpoint, or the start, to its result."""
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
-import numpy as np
-import psutil
 import torch
 
-from cryobench.conf.errors import InterruptedTrialError
 from cryobench.conf.trial import TrialSpec
 from cryobench.datasets.store.location import below
 from cryobench.workers.model.build import build_model
+from cryobench.workers.model.cost import multiply_adds
 from cryobench.workers.model.segmentation import SegmentationModel, set_precision
 from cryobench.workers.place import Place
-from cryobench.workers.record.checkpoint import Checkpoints, Position, TrainingState, weights_digest
-from cryobench.workers.record.files import write_whole
-from cryobench.workers.record.folder import CONFUSION, CONFUSION_PICTURE, SAMPLES_PICTURE, TrialFolder
+from cryobench.workers.record.checkpoint import TrainingState, weights_digest
+from cryobench.workers.record.events import Decoding, Finished, Note, OutOfMemory, Report
+from cryobench.workers.record.folder import TrialFolder
 from cryobench.workers.record.result import TestMetrics, TrialResult
-from cryobench.workers.training.epoch import epoch_start, make_optimizer, train_epoch
-from cryobench.workers.training.evaluation import evaluate
-from cryobench.workers.training.memory import is_out_of_memory
-from cryobench.workers.training.metrics import bootstrap_miou, split_metrics
-from cryobench.workers.training.pictures import save_confusion, save_samples
+from cryobench.workers.training.attempt_context import AttemptContext
+from cryobench.workers.training.device_turn import alone_on_device, sharing_device
+from cryobench.workers.training.epoch import make_optimizer
+from cryobench.workers.training.fitting import Fitting, Trained
+from cryobench.workers.training.memory import BatchMemoryError, is_out_of_memory, micro_batches_for, release
+from cryobench.workers.training.restoring import restore
 from cryobench.workers.training.summary import summary
+from cryobench.workers.training.testing import evaluate_test_split, keep_test, measure_test
 from cryobench.workers.training.trial_data import TrialData, open_data
 
-Report = Callable[[dict[str, Any]], None]
-_PICTURED = 4
-#: Parts of a batch after one did not fit into memory; a part holds two crops at least, for batch norm.
-_MICRO_BATCHES = 4
-_TELL_EVERY_S = 1.0
+_REPORT_EVERY_S = 1.0
 
 
 class Attempt:
-    """A trial being run.
-
-    Args:
-        spec: the trial.
-        place: where its data, weights and folder are, and what it may use.
-        folder: its folder, locked.
-        report: told every event as it is recorded.
-        should_stop: asked after every step and evaluated tile; True leaves the trial resumable.
-    """
+    """A trial being run; the arguments are those of `AttemptContext`."""
 
     def __init__(
         self, spec: TrialSpec, place: Place, folder: TrialFolder, report: Report, should_stop: Callable[[], bool]
     ) -> None:
-        self.spec, self.place, self.folder = spec, place, folder
-        self.device = place.torch_device()
-        self.report, self.should_stop = report, should_stop
-        self.checkpoints = Checkpoints(folder.path)
-        self.started = self.saved = time.monotonic()
-        self.seconds = dict.fromkeys(("data", "training", "evaluation", "checkpointing"), 0.0)
-        self.peak_memory_mb = 0.0
+        self.context = AttemptContext(spec, place, folder, report, should_stop)
+        self.device = self.context.device
+        self._micro_batches = 1
 
     def run(self) -> TrialResult:
-        """Train what is left, test, and write the result."""
-        torch.set_num_threads(self.spec.protocol.cpu_threads)
-        set_precision(self.spec.protocol.precision, self.spec.protocol.deterministic)
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        data = self.open_data()
-        resumed = self.checkpoints.latest()
-        parts = resumed.micro_batches if resumed else 1
-        try:
-            return self._run(data, resumed, parts)
-        except Exception as error:
-            if parts > 1 or self.spec.protocol.batch_size < 4 or not is_out_of_memory(error):
-                raise
-        # Out here nothing holds what the attempt had in memory. All of the trial is to be made the same way.
-        parts = min(_MICRO_BATCHES, self.spec.protocol.batch_size // 2)
-        self.report(self.folder.record("out_of_memory", micro_batches=parts))
-        self.checkpoints.clear()
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return self._run(data, None, parts)
+        """Train what is left, test, and write the result.
+
+        If memory runs out, neighbours may be why: the trial goes on from its checkpoint, in the same way, alone on its
+        device. Only if a batch does not fit even then, the trial begins anew with batches in parts, so that all of it
+        is made one way.
+        """
+        self._set_up_torch()
+        data = self._open_data()
+        gmacs = self._count_multiply_adds(data)
+        cache_dir = self.context.place.cache_dir
+        with sharing_device(cache_dir, self.device, self._keep_waiting):
+            try:
+                return self._go_on(data, gmacs)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+        # Out here no traceback holds what the attempt had in memory.
+        self.context.record(OutOfMemory(micro_batches=self._micro_batches, goes_on=True))
+        release()
+        with alone_on_device(cache_dir, self.device, self._keep_waiting) as alone:
+            if not alone:
+                self.context.record(Note(message="Others are still on the device after the longest wait; going on."))
+            try:
+                return self._go_on(data, gmacs)
+            except BatchMemoryError:
+                parts = micro_batches_for(self.context.spec.protocol.batch_size)
+                if self._micro_batches > 1 or parts == 1:
+                    raise
+            self._micro_batches = parts
+            self.context.record(OutOfMemory(micro_batches=parts))
+            self.context.checkpoints.clear()
+            release()
+            return self._go_on(data, gmacs)
 
     def retest(self) -> TestMetrics:
         """Test the best checkpoint again; nothing is written.
@@ -89,230 +81,99 @@ class Attempt:
         Raises:
             BadCheckpointError: it is not there or damaged.
         """
-        torch.set_num_threads(self.spec.protocol.cpu_threads)
-        set_precision(self.spec.protocol.precision, self.spec.protocol.deterministic)
-        data = self.open_data()
+        self._set_up_torch()
+        data = self._open_data()
         model = self._build(data)
-        model.load_trained_state(self.checkpoints.best())
-        return self._test(model, data)
+        model.load_trained_state(self.context.checkpoints.best())
+        return measure_test(self.context, evaluate_test_split(self.context, model, data))
 
-    def open_data(self) -> TrialData:
-        """The trial's data, with news of what takes long."""
-        told = 0.0
-
-        def decoding(done: int, total: int) -> None:
-            nonlocal told
-            if done == total or time.monotonic() - told > _TELL_EVERY_S:
-                told = time.monotonic()
-                self.report({"event": "decoding", "decoded": done, "tiles": total})
-
-        with self._timed("data"):
-            store = below(self.place.data_dir, f"{self.spec.dataset.name}.zarr")
-            data = open_data(
-                self.spec,
-                store,
-                self.place.cache_dir,
-                self.place.resources,
-                decoding,
-                lambda text: self.report(self.folder.record("note", message=text)),
-            )
-            data.preprocess.to(self.device)
-        return data
-
-    def _build(self, data: TrialData) -> SegmentationModel:
-        model = build_model(self.spec, len(data.info.classes), self.place.weights_dir).to(self.device)
-        if self.spec.protocol.compile:
-            model.compile()
-        return model
-
-    def _run(self, data: TrialData, resumed: TrainingState | None, parts: int) -> TrialResult:
+    def _go_on(self, data: TrialData, gmacs: float | None) -> TrialResult:
+        """From the checkpoint, or from the start where there is none to go on from, to the result."""
+        context = self.context
         model = self._build(data)
-        state, diverged = self._train(model, data, resumed, parts)
-        return self._finish(model, data, state, diverged)
-
-    def _train(
-        self, model: SegmentationModel, data: TrialData, resumed: TrainingState | None, parts: int
-    ) -> tuple[TrainingState, str | None]:
-        """All epochs that are left; the last whole state, and why training ended early if it did."""
-        spec, protocol, steps = self.spec, self.spec.protocol, len(data.sampler)
-        optimizer = make_optimizer(model, spec)
-        state = self._resume(model, optimizer, resumed) or TrainingState(
-            0, model.trained_state(), optimizer.state_dict(), [], None, micro_batches=parts
-        )
-        with data.loader(self.place.resources, self.device) as loader:
-            for epoch in range(state.epoch + 1, protocol.epochs + 1):
-                began = time.monotonic()
-                position = state.position or epoch_start(spec, epoch, self.device)
-                while position.step < steps:
-                    with self._timed("training"):
-                        position = train_epoch(
-                            model,
-                            optimizer,
-                            data,
-                            loader,
-                            spec,
-                            self.device,
-                            position,
-                            micro_batches=parts,
-                            pause=self._is_time_to_save,
-                        )
-                    if position.step < steps:
-                        self._pause(state, model, optimizer, position)
-                with self._timed("training"):  # a GPU may still be at it
-                    loss = float(position.loss) / steps
-                seconds = time.monotonic() - began
-                if not np.isfinite(loss):
-                    self.report(self.folder.record("diverged", epoch=epoch))
-                    return state, f"The loss became {loss} in epoch {epoch} at learning rate {spec.lr:g}."
-                rate = optimizer.param_groups[0]["lr"]
-                entry: dict[str, Any] = {"epoch": epoch, "loss": loss, "seconds": seconds, "lr": rate}
-                best, is_best = state.best, False
-                if epoch % protocol.eval_every == 0 or epoch == protocol.epochs:
-                    try:
-                        matrices, _ = self._evaluate(model, data, "val")
-                    except InterruptedTrialError:
-                        self._pause(state, model, optimizer, position)
-                        raise
-                    found = split_metrics(matrices, protocol)
-                    entry |= {
-                        "val_miou": found.miou,
-                        "val_mean_f1": found.mean_f1,
-                        "val_overall_accuracy": found.overall_accuracy,
-                    }
-                    is_best = best is None or found.miou > best["val_miou"]
-                    if is_best:
-                        best = {"epoch": epoch, "val_miou": found.miou}
-                state = TrainingState(
-                    epoch,
-                    model.trained_state(),
-                    optimizer.state_dict(),
-                    [*state.history, entry],
-                    best,
-                    micro_batches=parts,
-                )
-                self._note_memory()
-                self._save(state, is_best)
-                self.report(self.folder.record("epoch", **entry))
-                if epoch < protocol.epochs and self.should_stop():
-                    raise InterruptedTrialError(f"Stopped after epoch {epoch} of {protocol.epochs}.")
-        return state, None
-
-    def _resume(
-        self, model: SegmentationModel, optimizer: torch.optim.Optimizer, state: TrainingState | None
-    ) -> TrainingState | None:
+        optimizer = make_optimizer(model, context.spec)
+        state = restore(context, model, optimizer, len(data.sampler))
         if state is None:
-            return None
-        try:
-            model.load_trained_state(state.model)
-            optimizer.load_state_dict(state.optimizer)
-        except (KeyError, RuntimeError, ValueError) as error:
-            self.report(self.folder.record("checkpoint_discarded", reason=str(error)[:300]))
-            return None
-        recorded = {event["epoch"] for event in self.folder.epochs()}
-        for entry in state.history:
-            if entry["epoch"] not in recorded:
-                self.report(self.folder.record("epoch", **entry))
-        step = state.position.step if state.position else 0
-        self.report(self.folder.record("resumed", epoch=state.epoch, step=step))
-        return state
+            weights, untouched = model.trained_state(), optimizer.state_dict()
+            state = TrainingState(0, weights, untouched, [], None, micro_batches=self._micro_batches)
+        self._micro_batches = state.micro_batches  # a trial begun in parts stays so
+        trained = Fitting(context, model, optimizer, data, state).run()
+        return self._finish(model, data, trained, gmacs)
 
-    def _is_time_to_save(self) -> bool:
-        return self.should_stop() or time.monotonic() - self.saved > self.place.resources.checkpoint_every_s
-
-    def _pause(
-        self, state: TrainingState, model: SegmentationModel, optimizer: torch.optim.Optimizer, position: Position
-    ) -> None:
-        """Save where training stands within an epoch; leave if that is why it paused."""
-        stop = self.should_stop()
-        partly = TrainingState(
-            state.epoch,
-            model.trained_state(),
-            optimizer.state_dict(),
-            state.history,
-            state.best,
-            position,
-            state.micro_batches,
-        )
-        self._save(partly, False)
-        if stop:
-            raise InterruptedTrialError(
-                f"Stopped in epoch {position.epoch} of {self.spec.protocol.epochs}, after step {position.step}."
-            )
-
-    def _save(self, state: TrainingState, is_best: bool) -> None:
-        with self._timed("checkpointing"):
-            self.checkpoints.save(state, is_best)
-        self.saved = time.monotonic()
-
-    def _finish(
-        self, model: SegmentationModel, data: TrialData, state: TrainingState, diverged: str | None
-    ) -> TrialResult:
+    def _finish(self, model: SegmentationModel, data: TrialData, trained: Trained, gmacs: float | None) -> TrialResult:
+        context, state, divergence = self.context, trained.state, trained.divergence
         final = weights_digest(state.model)
         test, best_weights = None, None
         if state.best is not None:
-            weights = self.checkpoints.best()
+            weights = context.checkpoints.best()
             model.load_trained_state(weights)
             best_weights = weights_digest(weights)
-            test = self._test(model, data, keep=True)
+            found = evaluate_test_split(context, model, data)
+            test = measure_test(context, found)
+            keep_test(context, found, data)
+            if not found.finite and divergence is None:
+                divergence = "The best model's outputs on test are infinite or no numbers."
         result = summary(
-            self.spec,
+            context,
             data,
             model,
             state,
-            self.device,
-            diverged=diverged,
+            diverged=divergence,
             final_weights=final,
             best_weights=best_weights,
             test=test,
-            seconds={"total": time.monotonic() - self.started, **self.seconds},
-            peak_memory_mb=self.peak_memory_mb,
+            gmacs=gmacs,
         )
-        self.folder.write_result(result)
-        self.checkpoints.drop_latest()
-        self.report(self.folder.record("finished", status=result.status))
+        context.folder.write_result(result)
+        context.checkpoints.drop_latest()
+        context.record(Finished(status=result.status))
         return result
 
-    def _test(self, model: SegmentationModel, data: TrialData, keep: bool = False) -> TestMetrics:
-        """Metrics on the test split; ``keep`` leaves matrices and pictures in the folder."""
-        spec, info = self.spec, data.info
-        count = info.splits["test"].tiles
-        pictured = sorted({i * count // _PICTURED for i in range(_PICTURED)}) if keep else []
-        matrices, samples = self._evaluate(model, data, "test", pictured)
-        self._note_memory()
-        if keep:
-            write_whole(self.folder.path / CONFUSION, lambda path: _save_array(path, matrices))
-            save_samples(self.folder.path / SAMPLES_PICTURE, samples, info.classes, spec.label)
-            save_confusion(self.folder.path / CONFUSION_PICTURE, matrices.sum(axis=0), info.classes, spec.label)
-        low, high = bootstrap_miou(matrices, spec.protocol.bootstrap_samples, spec.seed)
-        found = split_metrics(matrices, spec.protocol)
-        return TestMetrics(**found.model_dump(), miou_low=low, miou_high=high)
+    def _build(self, data: TrialData) -> SegmentationModel:
+        spec = self.context.spec
+        model = build_model(spec, len(data.info.classes), self.context.place.weights_dir).to(self.device)
+        if spec.protocol.compile:
+            model.compile()
+        return model
 
-    def _evaluate(self, model: SegmentationModel, data: TrialData, split: Any, keep: list[int] | None = None) -> Any:
-        def check() -> None:
-            if self.should_stop():
-                raise InterruptedTrialError(f"Stopped while evaluating on {split}.")
-
-        with self._timed("evaluation"):
-            stall = self.place.resources.stall_timeout_s
-            return evaluate(model, data, split, self.spec, self.device, keep or (), check=check, stall_s=stall)
-
-    def _note_memory(self) -> None:
-        if self.device.type == "cuda":
-            used = float(torch.cuda.max_memory_allocated(self.device))
-        else:  # pages of the node cache belong to the kernel, which takes them back when it needs them
-            memory = psutil.Process().memory_info()
-            used = float(memory.rss - getattr(memory, "shared", 0))
-        self.peak_memory_mb = max(self.peak_memory_mb, used / 1e6)
-
-    @contextmanager
-    def _timed(self, what: str) -> Iterator[None]:
-        began = time.monotonic()
+    def _count_multiply_adds(self, data: TrialData) -> float | None:
+        """10^9 multiply-adds for one crop. A figure beside the result: failing to count it never costs the trial."""
         try:
-            yield
-        finally:
-            self.seconds[what] += time.monotonic() - began
+            return multiply_adds(self.context.spec, len(data.info.classes), data.window("train"))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            self.context.record(Note(message=f"The model's multiply-adds could not be counted ({reason})."))
+            return None
 
+    def _set_up_torch(self) -> None:
+        protocol = self.context.spec.protocol
+        torch.set_num_threads(protocol.cpu_threads)
+        set_precision(protocol.precision, protocol.deterministic)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
 
-def _save_array(path: Path, values: np.ndarray[Any, Any]) -> None:
-    with path.open("wb") as file:
-        np.save(file, values)
+    def _keep_waiting(self) -> None:
+        self.context.leave_if_asked("waiting for the device")
+
+    def _open_data(self) -> TrialData:
+        """The trial's data, with news of what takes long."""
+        context, last_report = self.context, 0.0
+
+        def decoding(done: int, total: int) -> None:
+            nonlocal last_report
+            if done == total or time.monotonic() - last_report > _REPORT_EVERY_S:
+                last_report = time.monotonic()
+                context.report(Decoding(decoded=done, tiles=total))
+
+        with context.timed("data"):
+            place = context.place
+            data = open_data(
+                context.spec,
+                below(place.data_dir, f"{context.spec.dataset.name}.zarr"),
+                place.cache_dir,
+                place.resources,
+                decoding,
+                lambda text: context.record(Note(message=text)),
+            )
+            data.preprocess.to(self.device)
+        return data

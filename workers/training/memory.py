@@ -17,6 +17,19 @@ _WORDS = (
 )
 
 
+#: The most parts into which a batch is cut.
+_MOST_PARTS = 4
+
+
+class BatchMemoryError(MemoryError):
+    """A training batch did not fit into memory; smaller parts of it might."""
+
+
+def micro_batches_for(batch_size: int) -> int:
+    """Into how many parts a batch that does not fit is cut: each has two crops at least, for batch norm."""
+    return max(1, min(_MOST_PARTS, batch_size // 2))
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` says that memory ran out, on the device or in the process."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in _WORDS)

@@ -41,12 +41,14 @@ def sliding_logits(
         for x in window_offsets(width, w):
             count[y : y + h, x : x + w] += 1
     for start in range(0, len(places), batch):
-        some = places[start : start + batch]
-        crops = {name: torch.stack([g[n, :, y : y + h, x : x + w] for n, y, x in some]) for name, g in groups.items()}
+        batch_places = places[start : start + batch]
+        crops = {
+            name: torch.stack([g[n, :, y : y + h, x : x + w] for n, y, x in batch_places]) for name, g in groups.items()
+        }
         logits = predict(crops)[..., :h, :w]
         if total is None:
             total = logits.new_zeros((tiles, logits.shape[1], height, width))
-        for (n, y, x), part in zip(some, logits, strict=True):
+        for (n, y, x), part in zip(batch_places, logits, strict=True):
             total[n, :, y : y + h, x : x + w] += part
     assert total is not None
     return total / count

@@ -26,6 +26,7 @@ from cryobench.orchestrator.results.tracking import Tracker, default_uri
 from cryobench.orchestrator.sweep.plan import make_plan
 from cryobench.orchestrator.sweep_record import record_sweep
 from cryobench.workers.place import Place
+from cryobench.workers.record.events import AttemptStarted, Failed
 from cryobench.workers.record.folder import TrialFolder
 from cryobench.workers.trial import run_trial
 
@@ -45,8 +46,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Places
     run_trial(first, Place(where.storage, data_dir, where.cache_dir, device="cpu"))
     failed = TrialFolder(where.storage, second.trial_id)
     failed.write_spec(second)
-    failed.record("attempt")
-    failed.record("failed", kind="corrupt_data", message="tile 3 of train/optical")
+    failed.record(AttemptStarted(host="node-1", pid=1, device="cpu", code="0"))
+    failed.record(Failed(kind="corrupt_data", message="tile 3 of train/optical"))
     return where
 
 

@@ -8,6 +8,7 @@ from cryobench.conf.compose import load_sweep
 from cryobench.orchestrator.places import Places
 from cryobench.orchestrator.sweep.plan import Plan, make_plan
 from cryobench.orchestrator.sweep_record import read_sweep, record_sweep
+from cryobench.workers.record.events import AttemptStarted, EpochFinished, Failed
 from cryobench.workers.record.folder import TrialFolder
 
 TINY = ["protocol.epochs=1", "protocol.bootstrap_samples=100"]
@@ -140,10 +141,10 @@ def test_states_come_from_the_folders(where: Places) -> None:
     begun, failed, crashed = (TrialFolder(where.storage, t.spec.trial_id) for t in trials[:3])
     for folder, trial in zip((begun, failed, crashed), trials, strict=False):
         folder.write_spec(trial.spec)
-        folder.record("attempt")
-    begun.record("epoch", epoch=2, loss=0.5, seconds=1.0, lr=1e-3)
-    failed.record("failed", kind="corrupt_data", message="tile 3 …")
-    crashed.record("failed", kind="crashed", message="killed")
+        folder.record(AttemptStarted(host="node-1", pid=1, device="cpu", code="0"))
+    begun.record(EpochFinished(epoch=2, loss=0.5, seconds=1.0, lr=1e-3))
+    failed.record(Failed(kind="corrupt_data", message="tile 3 …"))
+    crashed.record(Failed(kind="crashed", message="killed"))
     again = plan(where, "sweep=demo")
     assert [(t.state, t.kind, t.epoch) for t in again.trials[:4]] == [
         ("begun", None, 2),

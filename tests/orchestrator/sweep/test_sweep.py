@@ -17,6 +17,7 @@ import pytest
 
 from cryobench.orchestrator.results.leaderboard import VOLATILE, read_leaderboard
 from cryobench.orchestrator.results.tracking import default_uri
+from cryobench.workers.record.events import AttemptStarted
 from cryobench.workers.record.folder import TrialFolder, all_trials
 
 #: Four trials of a few seconds each: two encoders, two regimes.
@@ -81,7 +82,7 @@ def steady(storage: Path) -> pa.Table:
 
 
 def events(storage: Path, name: str) -> dict[str, int]:
-    return {f.trial_id: sum(e["event"] == name for e in f.events()) for f in all_trials(storage)}
+    return {f.trial_id: sum(e.event == name for e in f.events()) for f in all_trials(storage)}
 
 
 def check_same_and_once(command: Command, undisturbed: Path) -> None:
@@ -106,7 +107,7 @@ def running_worker(storage: Path) -> int | None:
     """The process that runs an unfinished trial with at least one whole epoch."""
     for folder in all_trials(storage):
         if folder.epochs() and not (folder.path / "result.json").exists():
-            return int(next(e["pid"] for e in reversed(folder.events()) if e["event"] == "attempt"))
+            return next(e.pid for e in reversed(folder.events()) if isinstance(e, AttemptStarted))
     return None
 
 

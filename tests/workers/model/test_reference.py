@@ -85,7 +85,7 @@ def test_other_precisions_learn_alike_and_say_so(place: Place, one_trial: Build,
     spec = one_trial(f"protocol.precision={precision}", "protocol.channels_last=true")
     result = run_trial(spec, place)
     assert result.trial_id != exact.trial_id
-    a, b = (TrialFolder(place.storage, r.trial_id).epochs()[-1]["loss"] for r in (exact, result))
+    a, b = (TrialFolder(place.storage, r.trial_id).epochs()[-1].loss for r in (exact, result))
     assert a == pytest.approx(b, rel=0.1)
     from cryobench.orchestrator.results.leaderboard import leaderboard_row
 
@@ -157,7 +157,7 @@ def test_a_loss_that_turns_nan_on_one_batch_is_a_divergence(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_a_compiled_trial_learns_alike(place: Place, one_trial: Build) -> None:
     exact, compiled = (run_trial(one_trial(f"protocol.compile={on}"), place) for on in ("false", "true"))
-    a, b = (TrialFolder(place.storage, r.trial_id).epochs()[-1]["loss"] for r in (exact, compiled))
+    a, b = (TrialFolder(place.storage, r.trial_id).epochs()[-1].loss for r in (exact, compiled))
     assert a == pytest.approx(b, rel=0.02)
 
 

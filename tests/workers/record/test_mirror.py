@@ -40,7 +40,7 @@ def test_a_trial_begun_on_one_node_continues_on_another(
     assert "result.json" not in stored(remote)
     second = replace(place, storage=tmp_path / "two", mirror=remote)
     told: list[str] = []
-    result = run_trial(spec, second, report=lambda event: told.append(event["event"]))
+    result = run_trial(spec, second, report=lambda event: told.append(event.event))
     assert result.reproducible() == whole.reproducible()
     assert told.count("resumed") == 1
     found = stored(remote)

@@ -22,6 +22,7 @@ from cryobench.conf.trial import TrialSpec
 from cryobench.datasets.batches.tile_source import CachedTiles
 from cryobench.encoders.unet import UNetEncoder as UNet
 from cryobench.workers.place import Place
+from cryobench.workers.record.events import Event, OutOfMemory, Resumed
 from cryobench.workers.record.folder import TrialFolder
 from cryobench.workers.record.result import TrialResult
 from cryobench.workers.trial import run_trial
@@ -78,7 +79,7 @@ def test_it_saves_within_an_epoch_by_the_clock(place: Place, one_trial: Build) -
         run_trial(spec, replace(place, resources=resources), should_stop=die)
     assert steps == [2]
     result = run_trial(spec, place)
-    assert any(e["event"] == "resumed" and e["step"] == 2 for e in folder.events())
+    assert any(isinstance(e, Resumed) and e.step == 2 for e in folder.events())
     assert result.reproducible() == whole(place, spec).reproducible()
 
 
@@ -104,7 +105,7 @@ def test_sigterm_saves_and_leaves_within_seconds_and_it_continues_elsewhere(plac
     assert "the same command goes on from there" in told
     state = json.loads((folder.path / "state.json").read_text())["training"]
     assert state["epoch"] >= 1
-    assert folder.events()[-1]["event"] == "interrupted"
+    assert folder.events()[-1].event == "interrupted"
     elsewhere = place.storage.parent / "elsewhere"
     (place.storage).rename(elsewhere)
     result = run_trial(spec, replace(place, storage=elsewhere))
@@ -142,15 +143,15 @@ def greedy(monkeypatch: pytest.MonkeyPatch, crops: int, inside: str = "train") -
     monkeypatch.setattr(UNet, "forward", forward)
 
 
-def test_out_of_memory_is_retried_once_with_gathered_gradients(
+def test_memory_that_does_not_suffice_alone_either_makes_the_whole_trial_in_parts(
     place: Place, one_trial: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     greedy(monkeypatch, crops=2)
-    told: list[dict[str, Any]] = []
+    told: list[Event] = []
     result = run_trial(one_trial(), place, report=told.append)
     assert result.status == "completed"
     assert result.micro_batches == 2  # batches of four, in two parts of two
-    assert [e["micro_batches"] for e in told if e["event"] == "out_of_memory"] == [2]
+    assert [(e.goes_on, e.micro_batches) for e in told if isinstance(e, OutOfMemory)] == [(True, 1), (False, 2)]
     from cryobench.orchestrator.results.leaderboard import leaderboard_row
 
     row = leaderboard_row(TrialFolder(place.storage, result.trial_id), "x", None)
@@ -161,9 +162,9 @@ def test_out_of_memory_is_retried_once_with_gathered_gradients(
 def test_gathered_gradients_resume_as_such(place: Place, one_trial: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     greedy(monkeypatch, crops=2)
     expected = whole(place, one_trial())
-    seen: list[dict[str, Any]] = []
+    seen: list[Event] = []
     with pytest.raises(InterruptedTrialError):
-        run_trial(one_trial(), place, report=seen.append, should_stop=lambda: seen[-1].get("epoch") == 2)
+        run_trial(one_trial(), place, report=seen.append, should_stop=lambda: getattr(seen[-1], "epoch", 0) == 2)
     monkeypatch.undo()
     assert run_trial(one_trial(), place).reproducible() == expected.reproducible()
 
@@ -172,7 +173,7 @@ def test_memory_that_never_suffices_ends_the_trial(
     place: Place, one_trial: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     greedy(monkeypatch, crops=0)
-    with pytest.raises(OutOfMemoryError, match="also with their gradient gathered from parts"):
+    with pytest.raises(OutOfMemoryError, match="alone on the device, and also with their gradient gathered from parts"):
         run_trial(one_trial(), place)
     state = TrialFolder(place.storage, one_trial().trial_id).state()
     assert (state.status, state.kind) == ("failed", "out_of_memory")
