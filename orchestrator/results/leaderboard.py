@@ -220,7 +220,8 @@ def _read(path: Path) -> pa.Table:
 def _written(path: Path, table: pa.Table) -> bool:
     """Write a table unless it stands there already; whether it was written."""
     try:
-        if pq.read_schema(path).equals(SCHEMA, check_metadata=True) and pq.read_table(path).equals(table):
+        found = pq.read_table(path)
+        if found.schema.metadata == SCHEMA.metadata and found.equals(table):
             return False
     except (OSError, pa.ArrowException):
         pass  # there is none yet, or it is damaged: the folders are the truth
