@@ -52,6 +52,9 @@ def alone_on_device(cache_dir: Path, device: torch.device, keep_waiting: Callabl
     with _opened(cache_dir, device) as (gate, turn):
         until = time.monotonic() + PATIENCE_S
         alone = _lock(gate, fcntl.LOCK_EX, until, keep_waiting) and _lock(turn, fcntl.LOCK_EX, until, keep_waiting)
+        if not alone:  # one of many again: newcomers need not wait for this one
+            fcntl.flock(gate, fcntl.LOCK_UN)
+            _lock(turn, fcntl.LOCK_SH, 0.0, keep_waiting)
         yield alone
 
 

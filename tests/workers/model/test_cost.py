@@ -1,9 +1,13 @@
 from collections.abc import Callable
 
 import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from cryobench.conf.compose import load_encoder
 from cryobench.conf.trial import TrialSpec
+from cryobench.workers.model.build import build_model
 from cryobench.workers.model.cost import ModelCost, cost_of, multiply_adds
 
 
@@ -35,6 +39,36 @@ def test_encoders_come_out_at_the_known_figures(name: str, variant: str, crop: i
 def test_parameters_are_the_published_ones() -> None:
     assert cost("croma", "joint", 120).encoder_parameters == pytest.approx(655_765_504, rel=1e-4)
     assert cost("terramind", "joint", 224).encoder_parameters == pytest.approx(87.7e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("encoder=unet_small",),
+        ("encoder=s12_moco_small",),
+        ("encoder=vit_small_demo", "regime=linear_probe"),
+        ("encoder=vit_small_demo", "regime=lora"),
+    ],
+)
+def test_counting_on_shapes_alone_gives_what_a_real_model_does(
+    one_trial: Callable[..., TrialSpec], overrides: tuple[str, ...]
+) -> None:
+    spec = one_trial(*overrides)
+    model = build_model(spec, 2, None).eval()
+    size = spec.encoder.input_size if isinstance(spec.encoder.input_size, int) else 64
+    inputs = {modality: torch.zeros(1, len(bands), size, size) for modality, bands in spec.encoder.bands.items()}
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(inputs)
+    assert multiply_adds(spec, 2, (64, 64)) == counter.get_total_flops() / 2e9
+
+
+def test_counting_allocates_nothing(one_trial: Callable[..., TrialSpec]) -> None:
+    """RAMEN's plain attention took gigabytes here, after training."""
+    import psutil
+
+    before = psutil.Process().memory_info().rss
+    assert multiply_adds(one_trial("encoder=ramen", "regime=frozen"), 2, (64, 64)) > 20
+    assert psutil.Process().memory_info().rss - before < 300e6  # importing its libraries, no tensor
 
 
 @pytest.mark.parametrize("encoder", ["vit_small_demo", "unet_small"])

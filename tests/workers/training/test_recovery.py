@@ -259,8 +259,16 @@ def test_multiply_adds_that_cannot_be_counted_are_a_note(
 
 
 def test_weights_that_float32_cannot_square_are_a_divergence(place: Place, one_trial: Build) -> None:
-    """The loss of the only steps was taken before their updates; it looks well."""
-    result = run_trial(one_trial("lr=1e30", "protocol.epochs=1", "protocol.crops_per_tile=1"), place)
+    """The loss of the only step was taken before its update; it looks well."""
+    result = run_trial(one_trial("lr=1e30", "protocol.epochs=1", "protocol.batch_size=8"), place)
+    assert result.steps == 0  # no whole epoch
+    assert result.status == "diverged"
+    assert "Weights reached" in str(result.message)
+    assert "in epoch 1 at learning rate 1e+30" in str(result.message)
+
+
+def test_an_exploding_rate_diverges_in_its_first_epoch(place: Place, one_trial: Build) -> None:
+    result = run_trial(one_trial("lr=1e30", "protocol.epochs=1"), place)
     assert result.status == "diverged"
     assert "in epoch 1 at learning rate 1e+30" in str(result.message)
 
