@@ -67,19 +67,19 @@ def best_threshold_miou(store: TileStore) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "epochs", "margin"),
+    ("name", "tiles", "epochs", "margin"),
     [
-        ("glid", 6, 15.0),
-        pytest.param("caffe", 16, 12.0, marks=pytest.mark.slow),
-        pytest.param("gld", 12, 5.0, marks=pytest.mark.slow),
-        pytest.param("gsdd", 12, 5.0, marks=pytest.mark.slow),
-        pytest.param("sicd", 16, 5.0, marks=pytest.mark.slow),
+        ("glid", 16, 4, 30.0),
+        pytest.param("caffe", 24, 16, 12.0, marks=pytest.mark.slow),
+        pytest.param("gld", 24, 12, 5.0, marks=pytest.mark.slow),
+        pytest.param("gsdd", 24, 12, 5.0, marks=pytest.mark.slow),
+        pytest.param("sicd", 24, 16, 5.0, marks=pytest.mark.slow),
     ],
 )
 def test_a_small_unet_does_clearly_better_than_a_threshold(
-    tmp_path: Path, name: str, epochs: int, margin: float
+    tmp_path: Path, name: str, tiles: int, epochs: int, margin: float
 ) -> None:
-    generate(name, tmp_path / "raw", tiles=(24, 4, 8), size=128)
+    generate(name, tmp_path / "raw", tiles=(tiles, 4, 8), size=128)
     convert(fitted(load_dataset(name), 128), tmp_path / "raw", tmp_path / f"{name}.zarr")
     where = Places(tmp_path / "storage", tmp_path, tmp_path / "cache", tmp_path / "weights")
     overrides = ["encoder=unet_small", f"dataset={name}", "regime=finetune", "lr=3e-3", "lr_search=null"]
