@@ -7,7 +7,7 @@ PACKAGES := conf datasets encoders workers orchestrator
 DEMO ?= .demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint typecheck bench format clean
+.PHONY: help setup demo test test-slow test-all lint typecheck bench format clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,8 +33,10 @@ demo: setup ## Generate two data sets, sweep 24 trials over them, print the lead
 test: setup ## Run the quick tests.
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile -q
 
-test-all: setup ## Run all tests, the slow ones too.
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+test-slow: setup ## Run the slow tests, one after the other: some need most of the memory.
+	$(BIN)/python -m pytest -m slow -q
+
+test-all: test test-slow ## Run all tests.
 
 lint: setup ## Check style, imports and formatting.
 	$(BIN)/ruff check .

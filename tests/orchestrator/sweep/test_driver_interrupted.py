@@ -1,0 +1,34 @@
+"""The driver killed, interrupted or asked to leave in the middle of a sweep: it goes on to the same end."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from sweeping import SMALL, Command, check_same_and_once, events, kill_driver
+
+
+def test_killing_the_driver_and_running_again_ends_the_same(undisturbed: Command, tmp_path: Path) -> None:
+    kill_driver(Command(tmp_path / "storage", undisturbed.data_dir, SMALL), undisturbed.storage, at_epochs=10)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_it_stops_cleanly_and_says_how_to_go_on(undisturbed: Command, tmp_path: Path, how: signal.Signals) -> None:
+    command = Command(tmp_path / "storage", undisturbed.data_dir, SMALL)
+    process = command.start()
+    command.wait_for(lambda: command.epochs() >= 3, process)
+    began = time.monotonic()
+    os.kill(process.pid, how)
+    told, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, told
+    assert time.monotonic() - began < 30
+    if how == signal.SIGTERM:  # what ran was saved first, in the middle of its epoch
+        assert sum(events(command.storage, "interrupted").values()) >= 1
+    assert f"Go on with: cryobench resume demo --storage {command.storage}" in told
+    assert "Traceback" not in told
+    arguments = command.arguments("demo", name=("resume",))
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_same_and_once(command, undisturbed.storage)
