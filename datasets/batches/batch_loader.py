@@ -135,9 +135,9 @@ class BatchLoader:
         Raises:
             HungReadError: a batch did not come within ``stall_s`` seconds.
         """
-        some = self._a_task(plan[0]) if plan else 1
-        tasks = [plan[i : i + some] for i in range(0, len(plan), some)]
-        for batches in read_ahead(self._pool, self._cut, tasks, -(-self._ahead // some), self._stall):
+        batches_a_task = self._a_task(plan[0]) if plan else 1
+        tasks = [plan[i : i + batches_a_task] for i in range(0, len(plan), batches_a_task)]
+        for batches in read_ahead(self._pool, self._cut, tasks, -(-self._ahead // batches_a_task), self._stall):
             for batch in batches:
                 yield batch
                 if not self._pin:

@@ -45,8 +45,8 @@ def _edition(spec: DatasetSpec, source: Path) -> tuple[str, list[TileFiles]]:
         return name, files
     if len(complaints) == 1:
         raise next(iter(complaints.values()))
-    told = "; ".join(f"{name}: {error}" for name, error in complaints.items())
-    raise MissingDataError(f"{source} holds no edition of '{spec.name}' that is known. {told}")
+    reasons = "; ".join(f"{name}: {error}" for name, error in complaints.items())
+    raise MissingDataError(f"{source} holds no edition of '{spec.name}' that is known. {reasons}")
 
 
 def source_of(spec: DatasetSpec, folder: Path, depth: int = 4) -> Path:

@@ -208,8 +208,8 @@ class _Conversion:
                 for number in todo:
                     flying.add(pool.submit(one, number))
                     if len(flying) >= 2 * threads:
-                        landed, flying = wait(flying, return_when=FIRST_COMPLETED)
-                        for future in landed:
+                        finished, flying = wait(flying, return_when=FIRST_COMPLETED)
+                        for future in finished:
                             yield future.result()
                 for future in flying:
                     yield future.result()

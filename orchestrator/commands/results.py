@@ -22,10 +22,10 @@ def sync(storage: Storage = None, tracking_uri: TrackingUri = None) -> None:
 
     where = places(storage)
     uri = None if tracking_uri == "none" else tracking_uri or default_uri(where.storage)
-    told: list[str] = []
+    messages: list[str] = []
     with bar("Trials") as progress:
-        done = synchronise(where.storage, uri, progress, told.append)
-    for text in told:
+        done = synchronise(where.storage, uri, progress, messages.append)
+    for text in messages:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     if where.storage_url:
         from cryobench.workers.record.mirror import Mirror

@@ -143,8 +143,8 @@ def _run_one(made: Plan, where: Places, tracking_uri: str | None, address: str |
     for trial in waiting:
         console.print(f"Not retried ({trial.kind}): {trial.spec.label}: {trial.message}", markup=False, soft_wrap=True)
     outcome = run_sweep(made, where, console, uri=uri, address=address, retry_failed=retry_failed)
-    told = ", ".join(f"{count} {name}" for name, count in outcome.counts.items()) or "nothing left to run"
-    console.print(f"Sweep {made.sweep.name}: {told}.", highlight=False)
+    counts = ", ".join(f"{count} {name}" for name, count in outcome.counts.items()) or "nothing left to run"
+    console.print(f"Sweep {made.sweep.name}: {counts}.", highlight=False)
     storage = f"--storage {shlex.quote(str(where.storage_url or where.storage))}"
     options = where.options()
     if address is not None:
@@ -192,8 +192,8 @@ def _print_trials(made: Plan, limit: int) -> None:
 
 def _print_counts(made: Plan) -> None:
     for key, counts in made.counts().items():
-        told = ", ".join(f"{name} {count}" for name, count in counts.items())
-        console.print(f"[bold]{key}[/]: {told}", highlight=False)
+        line = ", ".join(f"{name} {count}" for name, count in counts.items())
+        console.print(f"[bold]{key}[/]: {line}", highlight=False)
     console.print(f"[bold]total[/]: {len(made.trials)}", highlight=False)
 
 

@@ -197,8 +197,8 @@ def _print_odd(rows: pa.Table) -> None:
     odd = [row for row in rows.to_pylist() if row["status"] != "completed"]
     for row in odd[:20]:
         what = row["failure_kind"] or row["status"]
-        told = f"{what}: {row['encoder']} {row['dataset']} {row['regime']} lr {row['lr']:g} seed {row['seed']}"
-        console.print(f"{told} ({row['trial_id']})", markup=False, highlight=False)
+        line = f"{what}: {row['encoder']} {row['dataset']} {row['regime']} lr {row['lr']:g} seed {row['seed']}"
+        console.print(f"{line} ({row['trial_id']})", markup=False, highlight=False)
     if len(odd) > 20:
         console.print(f"… and {len(odd) - 20} more that did not complete.", highlight=False)
     if not rows.num_rows:

@@ -7,7 +7,7 @@ differs for one system (weights, modality, settings, parts of a batch) makes row
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -236,19 +236,33 @@ def _split(encoder: str, rows: list[Row]) -> list[SystemRow]:
                 wanted = zip(dimensions, combination, strict=True)
                 if all(key[i] == value or (len(keys) == 1 and key[i] not in alternatives[i]) for i, value in wanted):
                     own.setdefault(dataset, []).extend(found)
-        told = {_SPLITS[i]: value for i, value in zip(dimensions, combination, strict=True)}
+        differing = {_SPLITS[i]: value for i, value in zip(dimensions, combination, strict=True)}
         example = min((row for found in own.values() for row in found), key=lambda row: row["trial_id"])
-        kind = str(told.get("weights_kind") or _part(example, "weights_kind"))
+        kind = str(differing.get("weights_kind") or _part(example, "weights_kind"))
         systems.append(
             SystemRow(
                 encoder,
                 str(example["title"]),
-                _label(told, kind),
+                _label(differing, kind),
                 kind,
                 {dataset: cell_of(found) for dataset, found in own.items()},
             )
         )
-    return systems
+    return _with_distinct_labels(
+        systems, [dict(zip(dimensions, c, strict=True)) for c in sorted(combinations, key=repr)]
+    )
+
+
+def _with_distinct_labels(systems: list[SystemRow], parts: Sequence[Mapping[int, Any]]) -> list[SystemRow]:
+    """The rows with labels that are all different: where words do not do, digests follow."""
+    labels = Counter(row.label for row in systems)
+    found = []
+    for row, differing in zip(systems, parts, strict=True):
+        if labels[row.label] > 1:
+            exact = [f"{_SPLITS[i]} {str(value)[:8]}" for i, value in differing.items()]
+            row = replace(row, label=", ".join([row.label, *exact] if row.label else exact))
+        found.append(row)
+    return found
 
 
 def _join_failed(keys: dict[tuple[Any, ...], list[Row]]) -> None:
@@ -267,18 +281,18 @@ def _part(row: Row, name: str) -> Any:
     return row.get(name)
 
 
-def _label(told: Mapping[str, Any], kind: str) -> str:
+def _label(differing: Mapping[str, Any], kind: str) -> str:
     """What tells a row from the others of its system; random weights are always said."""
     parts = ["random weights"] if kind == "random" else []
-    if told.get("weights_kind") == "published":
+    if differing.get("weights_kind") == "published":
         parts.append("published weights")
-    if told.get("weights_digest") and "weights_kind" not in told:
-        parts.append(f"weights {str(told['weights_digest'])[:8]}")
-    if "modality" in told or "variant" in told:
-        parts.append(str(told.get("modality") or told["variant"]))
-    elif "encoder_digest" in told and "weights_kind" not in told:
-        parts.append(f"settings {told['encoder_digest']}")
-    if "micro_batches" in told:
-        count = told["micro_batches"]
+    if differing.get("weights_digest") and "weights_kind" not in differing:
+        parts.append(f"weights {str(differing['weights_digest'])[:8]}")
+    if "modality" in differing or "variant" in differing:
+        parts.append(str(differing.get("modality") or differing["variant"]))
+    elif "encoder_digest" in differing and "weights_kind" not in differing:
+        parts.append(f"settings {differing['encoder_digest']}")
+    if "micro_batches" in differing:
+        count = differing["micro_batches"]
         parts.append("whole batches" if count == 1 else f"batches in {count} parts" if count else "no result")
     return ", ".join(parts)

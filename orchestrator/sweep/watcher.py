@@ -50,9 +50,9 @@ class Watcher(tune.Callback):
         self._reconciler.note([trial_id])
 
 
-def explain_crash(told: str | None, times: int) -> str:
+def explain_crash(recorded: str | None, times: int) -> str:
     """In one message, what Ray recorded of a trial's failures (the text of all of them, the last one last)."""
-    last = (told or "").rpartition("Failure #")[2]
+    last = (recorded or "").rpartition("Failure #")[2]
     lines = [line.strip() for line in last.splitlines() if line.strip()]
     again = "Running the sweep again continues the trial from its last checkpoint."
     if "running low on memory" in last:

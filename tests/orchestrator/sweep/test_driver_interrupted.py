@@ -26,7 +26,8 @@ def test_it_stops_cleanly_and_says_how_to_go_on(undisturbed: Command, tmp_path: 
     assert time.monotonic() - began < 30
     if how == signal.SIGTERM:  # what ran was saved first, in the middle of its epoch
         assert sum(events(command.storage, "interrupted").values()) >= 1
-    assert f"Go on with: cryobench resume demo --storage {command.storage}" in told
+    places = f"--storage {command.storage} --data-dir {command.data_dir} --cache-dir {command.storage.parent}/cache"
+    assert f"Go on with: cryobench resume demo {places}" in told
     assert "Traceback" not in told
     arguments = command.arguments("demo", name=("resume",))
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=500, check=False)
