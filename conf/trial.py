@@ -73,6 +73,7 @@ class TrialDataset(Strict):
 
     ``subset`` is the digest of the training tiles' numbers where a regime uses part of them. ``published`` holds the
     values by which inputs are normalised where ``statistics`` says so: the store's digest does not cover them.
+    ``origin`` says where the data came from, so that a trial without result is not taken for one on real data.
     """
 
     name: Annotated[str, Label]
@@ -80,6 +81,7 @@ class TrialDataset(Strict):
     subset: str | None = None
     statistics: Literal["training", "published"]
     published: dict[str, Statistics] | None = None
+    origin: Annotated[str | None, Label] = None
 
 
 class TrialRegime(Strict):

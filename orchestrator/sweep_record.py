@@ -81,7 +81,7 @@ def read_sweep(storage: Path, name: str) -> SweepRecord:
     except FileNotFoundError:
         known = [p.stem for p in (storage / "sweeps").glob("*.json")]
         raise UnknownNameError("sweep on this storage", name, known, f"Storage: {storage}.") from None
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ValidationError) as error:
         raise RecordError(
             f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:200]}). Remove it and start "
             "the sweep again with its original overrides; finished trials are found by their ids."

@@ -40,3 +40,5 @@ def sync(storage: Storage = None, tracking_uri: TrackingUri = None) -> None:
         from cryobench.conf.errors import TrackingError
 
         raise TrackingError(f"The leaderboard is rebuilt; MLflow is not. {done.tracking_error}")
+    if done.problems:
+        raise typer.Exit(1)

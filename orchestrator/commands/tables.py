@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from cryobench.orchestrator.commands.options import Json, Storage
-from cryobench.orchestrator.commands.output import console, print_json
+from cryobench.orchestrator.commands.output import console, print_json, write_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -68,6 +67,11 @@ def leaderboard(
     edition_named(edition)
     form = Format.json if json else format
     if source is Source.published:
+        if sweep is not None or against is not None or datasets is not None or regime not in (None, "frozen"):
+            raise ConfigError(
+                "--source published has the published table of frozen encoders alone; leave out --sweep, --datasets, "
+                "--against and other regimes."
+            )
         if sql is not None or form in (Format.csv, Format.parquet):
             raise ConfigError("--source published has one table: give it with --format table, markdown or json.")
         _give_tables([published_table(edition)], published_remarks(edition), form, output, rows=None)
@@ -177,7 +181,7 @@ def _give(value: Any, output: str | None) -> None:
     if output is None:
         typer.echo(value, nl=False)
     else:
-        Path(output).write_text(value)
+        write_text(output, value)
 
 
 def _print_table(title: str, header: list[str], lines: list[list[str]], notes: list[str]) -> None:
@@ -194,9 +198,10 @@ def _print_table(title: str, header: list[str], lines: list[list[str]], notes: l
 
 def _print_odd(rows: pa.Table) -> None:
     """Trials that did not complete, each in a line."""
-    odd = [row for row in rows.to_pylist() if row["status"] != "completed"]
+    odd = [row for row in rows.to_pylist() if row["status"] != "completed" or row["test_miou"] is None]
     for row in odd[:20]:
-        what = row["failure_kind"] or row["status"]
+        unreadable = row["status"] == "completed"
+        what = "result cannot be read" if unreadable else row["failure_kind"] or row["status"]
         line = f"{what}: {row['encoder']} {row['dataset']} {row['regime']} lr {row['lr']:g} seed {row['seed']}"
         console.print(f"{line} ({row['trial_id']})", markup=False, highlight=False)
     if len(odd) > 20:

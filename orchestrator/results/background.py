@@ -48,7 +48,7 @@ class BackgroundReconciler:
         self._news: set[str] = set()
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._warned = False
+        self._warned: set[str] = set()
         self._compacted = self._full = time.monotonic()
         self._thread = threading.Thread(target=self._loop, name="reconcile", daemon=True)
         self._thread.start()
@@ -66,6 +66,13 @@ class BackgroundReconciler:
         """
         self._stop.set()
         self._thread.join()
+        try:
+            return self._close(ended)
+        except Exception as error:  # it must not hide how the sweep itself ended
+            self._warn(f"The leaderboard and MLflow could not be finished ({type(error).__name__}: {error}).")
+            return False
+
+    def _close(self, ended: Collection[str]) -> bool:
         self._reconciler.read_sweeps()  # another driver may have listed some of these trials meanwhile
         self._pass(self._record.trials)
         deadline = time.monotonic() + _PATIENCE_S
@@ -73,11 +80,11 @@ class BackgroundReconciler:
             time.sleep(0.5)
             self._pass(late)
         self._reconciler.compact()
-        self._reconciler.finish(self._record)
+        self._reconciler.finish(self._record.name, self._record.trials)
         if self._mirror:
             self._mirror.push_projections(self._storage)
         self._complain()
-        return self._reconciler.unreachable is None and not self._reconciler.problems
+        return self._reconciler.unreachable is None and self._reconciler.problems.keys() <= self._reconciler.damaged
 
     def _not_ended(self, trials: Iterable[str]) -> list[str]:
         states = {trial: TrialFolder(self._storage, trial).state() for trial in trials}
@@ -114,9 +121,9 @@ class BackgroundReconciler:
 
     def _complain(self) -> None:
         if self._reconciler.unreachable is not None:
-            self._warn_once(self._reconciler.unreachable)
+            self._warn_once(self._reconciler.unreachable, "unreachable")
 
-    def _warn_once(self, text: str) -> None:
-        if not self._warned:
-            self._warned = True
+    def _warn_once(self, text: str, topic: str = "") -> None:
+        if (topic or text) not in self._warned:
+            self._warned.add(topic or text)
             self._warn(text)

@@ -19,8 +19,8 @@ class Cell:
     """Test mIoU in percent of one system on one data set.
 
     ``miou`` is the mean over ``seeds`` at the rate ``lr``, None where no trial was tested; ``spread`` the sample
-    standard deviation over them, None for a single seed. ``diverged`` counts those of its trials that diverged,
-    ``failed`` all trials of the cell that failed, at whatever rate. ``remarks`` say what was left out of the choice.
+    standard deviation over them, None for a single seed. ``diverged`` and ``failed`` count the trials of the cell that
+    did, at whatever rate. ``remarks`` say what was left out of the choice, and which seeds are missing.
     """
 
     miou: float | None
@@ -42,9 +42,10 @@ def cell_of(rows: Iterable[Row]) -> Cell:
     for row in rows:
         if row["test_miou"] is not None and row["best_val_miou"] is not None:
             tested.setdefault(row["lr"], {}).setdefault(row["seed"], row)
-    failed = sum(row["status"] == "failed" for row in rows)
+    # A result that cannot be read is no number either.
+    failed = sum(row["status"] == "failed" or _unreadable(row) for row in rows)
+    diverged = sum(row["status"] == "diverged" for row in rows)
     if not tested:
-        diverged = sum(row["status"] == "diverged" for row in rows)
         return Cell(None, None, (), None, len(rates), diverged, failed, (), ())
     seeds = _seeds_to_compare(tested)
     candidates = [lr for lr, found in sorted(tested.items()) if set(seeds) <= found.keys()]
@@ -57,11 +58,15 @@ def cell_of(rows: Iterable[Row]) -> Cell:
         seeds=seeds,
         lr=best,
         rates=len(rates),
-        diverged=sum(row["status"] == "diverged" for row in chosen),
+        diverged=diverged,
         failed=failed,
         trials=tuple(row["trial_id"] for row in chosen),
         remarks=tuple(_left_out(rows, tested, rates, candidates, best, seeds)),
     )
+
+
+def _unreadable(row: Row) -> bool:
+    return row["status"] == "completed" and row["test_miou"] is None
 
 
 def _seeds_to_compare(tested: Mapping[float, Mapping[int, Row]]) -> tuple[int, ...]:
@@ -81,6 +86,9 @@ def _left_out(
 ) -> Iterable[str]:
     for lr in rates:
         if lr in candidates:
+            lost = sorted((r["seed"], r["status"]) for r in rows if r["lr"] == lr and r["seed"] not in tested[lr])
+            if lost:
+                yield f"lr {lr:g}: not tested: {', '.join(f'seed {seed} ({status})' for seed, status in lost)}"
             continue
         have = len(set(seeds) & tested.get(lr, {}).keys())
         ended = sorted({row["status"] for row in rows if row["lr"] == lr and row["test_miou"] is None})

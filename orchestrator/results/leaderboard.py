@@ -99,7 +99,9 @@ def leaderboard_row(folder: TrialFolder, sweep: str, run_id: str | None) -> dict
     except RecordError as error:  # the row stands all the same, and says what is wrong with it
         unreadable = str(error)
     key = Comparability.of(
-        spec, result.provenance.data_origin if result else None, result.micro_batches if result else None
+        spec,
+        result.provenance.data_origin if result else spec.dataset.origin,
+        result.micro_batches if result else None,
     )
     row: dict[str, Any] = {
         **key.columns(),
@@ -116,6 +118,7 @@ def leaderboard_row(folder: TrialFolder, sweep: str, run_id: str | None) -> dict
         "precision": spec.protocol.precision,
         "epochs": state.epoch,
         "weights": spec.encoder.weights.provenance,
+        "data_origin": spec.dataset.origin,
         "mlflow_run_id": run_id,
     }
     if result is not None:
@@ -149,6 +152,14 @@ def leaderboard_row(folder: TrialFolder, sweep: str, run_id: str | None) -> dict
                 "class_f1": list(test.f1),
             }
     return row
+
+
+def has_row(storage: Path, trial: str) -> bool:
+    """Whether the trial has a row that can be read."""
+    try:
+        return len(_read(_row_path(storage, trial))) == 1
+    except (OSError, pa.ArrowException, RecordError):
+        return False
 
 
 def recorded_run_id(storage: Path, trial: str) -> str | None:
@@ -204,12 +215,7 @@ def _read(path: Path) -> pa.Table:
         OSError, pa.ArrowException: it is not there, or damaged.
     """
     found = pq.read_table(path)
-    number = int((found.schema.metadata or {}).get(b"cryobench_format", b"1"))
-    if number > TABLE_FORMAT:
-        raise RecordError(
-            f"{path} has format {number}, this release reads up to {TABLE_FORMAT}: it was written by a later "
-            "cryobench. Update cryobench where you run this command; nothing was changed."
-        )
+    _require_readable(path, found)
     columns = [
         found[field.name].cast(field.type) if field.name in found.column_names else pa.nulls(len(found), field.type)
         for field in SCHEMA
@@ -217,10 +223,20 @@ def _read(path: Path) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
+def _require_readable(path: Path, found: pa.Table) -> None:
+    number = int((found.schema.metadata or {}).get(b"cryobench_format", b"1"))
+    if number > TABLE_FORMAT:
+        raise RecordError(
+            f"{path} has format {number}, this release reads up to {TABLE_FORMAT}: it was written by a later "
+            "cryobench. Update cryobench where you run this command; nothing was changed."
+        )
+
+
 def _written(path: Path, table: pa.Table) -> bool:
     """Write a table unless it stands there already; whether it was written."""
     try:
         found = pq.read_table(path)
+        _require_readable(path, found)
         if found.schema.metadata == SCHEMA.metadata and found.equals(table):
             return False
     except (OSError, pa.ArrowException):

@@ -77,13 +77,19 @@ def rendered(rows: pa.Table, form: str, output: str | None) -> None:
 
         if output is None:
             raise ConfigError("--format parquet needs --output FILE: it is binary.")
-        pq.write_table(rows, output)
+        try:
+            pq.write_table(rows, output)
+        except OSError as error:
+            raise ConfigError(f"Cannot write {output} ({error}). Give a file in a folder that exists.") from error
         return
     text = {"csv": _csv, "json": _json, "markdown": _markdown, "table": _csv}[form](rows)
     if output is None:
         sys.stdout.write(text)
     else:
-        Path(output).write_text(text)
+        try:
+            Path(output).write_text(text)
+        except OSError as error:
+            raise ConfigError(f"Cannot write {output} ({error}). Give a file in a folder that exists.") from error
 
 
 def _csv(rows: pa.Table) -> str:

@@ -19,6 +19,8 @@ from cryobench.orchestrator.results.query import select
 
 #: Parts of the key that make rows of their own where a system has several on one data set.
 _SPLITS = ("weights_kind", "weights_digest", "variant", "modality", "encoder_digest", "micro_batches")
+#: In place of a value that tells no rows apart.
+_ANY = "any"
 _REGIMES = {"frozen": 0, "few_shot": 1, "finetune": 2}
 
 
@@ -220,46 +222,69 @@ def _split(encoder: str, rows: list[Row]) -> list[SystemRow]:
         cells[row["dataset"]][tuple(_part(row, name) for name in _SPLITS)].append(row)
     for keys in cells.values():
         _join_failed(keys)
-    conflicts = {i for keys in cells.values() for i in range(len(_SPLITS)) if len({key[i] for key in keys}) > 1}
-    alternatives = {
-        i: {key[i] for keys in cells.values() if len({k[i] for k in keys}) > 1 for key in keys} for i in conflicts
+    alternatives = _alternatives(cells)
+    partial = {
+        key: tuple(key[i] if key[i] in values else _ANY for i, values in alternatives.items())
+        for keys in cells.values()
+        for key in keys
     }
-    dimensions = sorted(conflicts)
-    combinations = {tuple(key[i] for i in dimensions) for keys in cells.values() if len(keys) > 1 for key in keys} or {
-        ()
-    }
-    systems = []
+    whole = {one for one in partial.values() if _ANY not in one}
+    # What has no part in any difference stands in every row; where it fits none, it makes one.
+    combinations = whole | {one for one in partial.values() if not any(_fits(one, other) for other in whole)}
+    systems, parts = [], []
     for combination in sorted(combinations, key=repr):
         own: dict[str, list[Row]] = {}
         for dataset, keys in sorted(cells.items()):
             for key, found in keys.items():
-                wanted = zip(dimensions, combination, strict=True)
-                if all(key[i] == value or (len(keys) == 1 and key[i] not in alternatives[i]) for i, value in wanted):
+                if _fits(partial[key], combination):
                     own.setdefault(dataset, []).extend(found)
-        differing = {_SPLITS[i]: value for i, value in zip(dimensions, combination, strict=True)}
+        named = {_SPLITS[i]: value for i, value in zip(alternatives, combination, strict=True) if value != _ANY}
         example = min((row for found in own.values() for row in found), key=lambda row: row["trial_id"])
-        kind = str(differing.get("weights_kind") or _part(example, "weights_kind"))
-        systems.append(
-            SystemRow(
-                encoder,
-                str(example["title"]),
-                _label(differing, kind),
-                kind,
-                {dataset: cell_of(found) for dataset, found in own.items()},
-            )
-        )
-    return _with_distinct_labels(
-        systems, [dict(zip(dimensions, c, strict=True)) for c in sorted(combinations, key=repr)]
-    )
+        kind = str(named.get("weights_kind") or _part(example, "weights_kind"))
+        cells_of_row = {dataset: cell_of(found) for dataset, found in own.items()}
+        systems.append(SystemRow(encoder, str(example["title"]), _label(named, kind), kind, cells_of_row))
+        parts.append(named)
+    return _with_distinct_labels(systems, parts)
 
 
-def _with_distinct_labels(systems: list[SystemRow], parts: Sequence[Mapping[int, Any]]) -> list[SystemRow]:
+def _alternatives(cells: Mapping[str, Mapping[tuple[Any, ...], list[Row]]]) -> dict[int, set[Any]]:
+    """For each part that tells a system's rows apart, the values that do.
+
+    Trials on one data set may differ in any part. Kind of weights and parts of a batch must be one over all data sets,
+    and so must the weights file of a variant; variant, modality and what is fed rightly differ between data sets.
+    """
+    found: dict[int, set[Any]] = {}
+    for i, name in enumerate(_SPLITS):
+        groups: dict[Any, set[Any]] = defaultdict(set)
+        for dataset, keys in cells.items():
+            for key in keys:
+                groups["data set", dataset].add(key[i])
+                if name in ("weights_kind", "micro_batches"):
+                    groups["all", ""].add(key[i])
+                elif name == "weights_digest":
+                    groups["variant", key[_SPLITS.index("variant")]].add(key[i])
+        differing: set[Any] = set()
+        for group, values in groups.items():
+            inside = group[0] == "data set"
+            known = values if inside else values - {None}
+            if len(known) > 1:
+                differing |= known
+        if differing:
+            found[i] = differing
+    return found
+
+
+def _fits(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    return all(a in (_ANY, b) for a, b in zip(one, other, strict=True))
+
+
+def _with_distinct_labels(systems: list[SystemRow], parts: Sequence[Mapping[str, Any]]) -> list[SystemRow]:
     """The rows with labels that are all different: where words do not do, digests follow."""
     labels = Counter(row.label for row in systems)
     found = []
     for row, differing in zip(systems, parts, strict=True):
         if labels[row.label] > 1:
-            exact = [f"{_SPLITS[i]} {str(value)[:8]}" for i, value in differing.items()]
+            exact = [f"{name} {str(value)[:8]}" for name, value in differing.items()]
             row = replace(row, label=", ".join([row.label, *exact] if row.label else exact))
         found.append(row)
     return found

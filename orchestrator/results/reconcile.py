@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
 from filelock import FileLock
 
-from cryobench.conf.errors import CryobenchError, RecordError, StorageError, TrackingError
-from cryobench.orchestrator.results.leaderboard import compact, leaderboard_row, recorded_run_id, write_row
+from cryobench.conf.errors import ConfigError, CryobenchError, RecordError, StorageError, TrackingError
+from cryobench.orchestrator.results.leaderboard import compact, has_row, leaderboard_row, recorded_run_id, write_row
+from cryobench.orchestrator.results.run_book import has_book, remembered_run_id
 from cryobench.orchestrator.results.tracking import RefusedError, Tracker, mend_artifact_locations
 from cryobench.orchestrator.sweep_record import SweepRecord, all_sweeps
 from cryobench.workers.record.folder import SPEC, TrialFolder, all_trials
@@ -57,6 +59,7 @@ class Reconciler:
     mirror: Mirror | None = None
     rows_changed: bool = False
     problems: dict[str, str] = field(default_factory=dict)
+    damaged: set[str] = field(default_factory=set)
     unreachable: str | None = None
     _sweeps_of: dict[str, list[str]] = field(default_factory=dict)
     _trackers: dict[str, Tracker] = field(default_factory=dict)
@@ -81,9 +84,10 @@ class Reconciler:
         if self.uri is None:
             return None
         if sweep not in self._trackers:
-            if not self._trackers:
-                mend_artifact_locations(self.storage, self.tell)
-            self._trackers[sweep] = Tracker(self.uri, self.storage, sweep)
+            with self.lock:  # a new database, an experiment, a parent run are made by one process, not by two
+                if not self._trackers:
+                    mend_artifact_locations(self.storage, self.tell)
+                self._trackers[sweep] = Tracker(self.uri, self.storage, sweep)
         return self._trackers[sweep]
 
     def reconcile(
@@ -99,13 +103,17 @@ class Reconciler:
         """
         self.unreachable = None
         left = set()
-        with FileLock(self._lock_path()):  # of two drivers on one storage, one at a time: no run is made twice
+        with self.lock:  # of two drivers on one storage, one at a time: no run is made twice
             for trial in trials:
                 try:
                     if not self._one(trial, live):
                         left.add(trial)
+                    self.problems.pop(trial, None)
+                    self.damaged.discard(trial)
                 except (RefusedError, RecordError) as error:  # told once; nothing changes before the files do
                     self._note(trial, error)
+                    if isinstance(error, RecordError):
+                        self.damaged.add(trial)
                 except (TrackingError, StorageError) as error:
                     self.unreachable = str(error)
                     left.add(trial)
@@ -117,13 +125,13 @@ class Reconciler:
                 tracker.save()
         return left
 
-    def finish(self, record: SweepRecord) -> None:
+    def finish(self, sweep: str, trials: Iterable[str]) -> None:
         """Note the counts of a sweep on its parent run; without effect while MLflow cannot be reached."""
         if self.uri is None or self.unreachable is not None:
             return
-        states = Counter(str(TrialFolder(self.storage, trial).state().status) for trial in record.trials)
+        states = Counter(str(TrialFolder(self.storage, trial).state().status) for trial in trials)
         try:
-            tracker = self.tracker(record.name)
+            tracker = self.tracker(sweep)
             if tracker is not None:
                 tracker.finish(states)
         except TrackingError as error:
@@ -132,11 +140,12 @@ class Reconciler:
     def compact(self) -> pa.Table:
         """Gather the rows into one table; rows of trials whose folders are gone leave it."""
         self.rows_changed = False
-        return compact(
-            self.storage,
-            exists=lambda trial: (TrialFolder(self.storage, trial).path / SPEC).exists(),
-            unreadable=self._note,
-        )
+        with self.lock:  # two at once: the older table would replace the newer
+            return compact(
+                self.storage,
+                exists=lambda trial: (TrialFolder(self.storage, trial).path / SPEC).exists(),
+                unreadable=self._note,
+            )
 
     def _one(self, trial: str, live: str | None) -> bool:
         """Whether nothing is left to be done for this trial until there is news of it."""
@@ -159,8 +168,10 @@ class Reconciler:
                     run_ids[sweep] = self._project(sweep, folder)
                 except Exception as error:  # the row is written all the same
                     trouble = error
-        row = leaderboard_row(folder, sweeps[0], run_ids.get(sweeps[0]) or recorded_run_id(self.storage, trial))
-        if row is not None:
+        known = recorded_run_id(self.storage, trial) or remembered_run_id(self.storage, sweeps[0], trial)
+        row = leaderboard_row(folder, sweeps[0], run_ids.get(sweeps[0]) or known)
+        # A result that cannot be read, perhaps one of a later release, takes no row away that was read before.
+        if row is not None and not (state.kind == RecordError.kind and has_row(self.storage, trial)):
             self.rows_changed |= write_row(self.storage, row)
         folder.result()  # without tracking, nothing above has said yet that it is damaged
         if trouble is None or isinstance(trouble, RefusedError | RecordError):
@@ -188,10 +199,12 @@ class Reconciler:
             self.problems[what] = shown
             self.tell(shown)
 
-    def _lock_path(self) -> Path:
+    @cached_property
+    def lock(self) -> FileLock:
+        """Held by whoever writes MLflow or the leaderboard of this storage; may be taken again while it is held."""
         folder = self.storage / "leaderboard"
         folder.mkdir(parents=True, exist_ok=True)
-        return folder / ".reconcile.lock"
+        return FileLock(folder / ".reconcile.lock")
 
 
 def sync(
@@ -204,21 +217,24 @@ def sync(
 
     Runs of trials that are gone are deleted, and so is the second of two runs of one trial.
     """
+    if not storage.is_dir():
+        raise ConfigError(f"No storage at {storage}. Expected the folder of an earlier sweep; give it with --storage.")
     reconciler = Reconciler(storage, uri, tell)
-    records = reconciler.read_sweeps()
-    folders = [folder.trial_id for folder in all_trials(storage)]
-    listed = {trial for record in records for trial in record.trials}
-    grouped = {record.name: [t for t in folders if t in set(record.trials)] for record in records}
-    if alone := [trial for trial in folders if trial not in listed]:
-        grouped[SINGLE] = alone
-    removed = 0
-    problem: str | None = None
-    try:
-        for sweep, trials in grouped.items():
-            tracker = reconciler.tracker(sweep)
-            removed += tracker.take_stock(set(trials)) if tracker is not None else 0
-    except TrackingError as error:
-        reconciler.uri, problem = None, str(error)  # the leaderboard is rebuilt all the same
+    removed, problem = 0, None
+    with reconciler.lock:  # what a driver begins meanwhile has its run only after this
+        records = reconciler.read_sweeps()
+        folders = [folder.trial_id for folder in all_trials(storage)]
+        listed = {trial for record in records for trial in record.trials}
+        grouped = {record.name: set(record.trials) for record in records}
+        if (alone := set(folders) - listed) or has_book(storage, SINGLE):
+            grouped[SINGLE] = alone
+        try:
+            for sweep, trials in grouped.items():
+                tracker = reconciler.tracker(sweep)
+                if tracker is not None:
+                    removed += tracker.take_stock(trials & {folder.trial_id for folder in all_trials(storage)})
+        except TrackingError as error:
+            reconciler.uri, problem = None, str(error)  # the leaderboard is rebuilt all the same
     done = 0
 
     def count() -> None:
@@ -228,8 +244,8 @@ def sync(
 
     reconciler.reconcile(folders, done=count)
     problem = problem or reconciler.unreachable
-    for record in records:
-        reconciler.finish(record)
+    for name, trials in grouped.items():
+        reconciler.finish(name, trials)
     rows = reconciler.compact().num_rows
     return Synced(len(grouped), len(folders), rows, removed, problem, reconciler.problems)
 

@@ -104,3 +104,17 @@ class RunBook:
             runs = {trial: asdict(run) for trial, run in self._runs.items()}
             write_json(self.path, {"format": BOOK_FORMAT, "key": self.key, "parent": self._parent, "runs": runs})
             self._changed = False
+
+
+def has_book(storage: Path, sweep: str) -> bool:
+    """Whether the sweep was ever tracked from this storage."""
+    return (storage / "sweeps" / "runs" / f"{sweep}.json").exists()
+
+
+def remembered_run_id(storage: Path, sweep: str, trial: str) -> str | None:
+    """The run that a trial had when it was tracked last, on whatever server."""
+    try:
+        plain = read_record(storage / "sweeps" / "runs" / f"{sweep}.json", BOOK_FORMAT, {})
+        return str(plain["runs"][trial]["run_id"])
+    except (FileNotFoundError, RecordError, KeyError, TypeError):
+        return None

@@ -11,8 +11,8 @@ from cryobench.orchestrator.results.published import Beside
 from cryobench.orchestrator.results.ranking import ResultTable, SystemRow
 
 LEGEND = (
-    "± sample standard deviation over the seeds in brackets · † diverged, its best validated state is tested · "
-    "✗ trials that failed"
+    "± sample standard deviation over the seeds in brackets · † trials that diverged, tested in their best validated "
+    "state if there is one · ✗ trials that failed"
 )
 
 

@@ -28,6 +28,7 @@ _EPOCH, _WRITTEN, _ROLE = "cryobench.epoch", "cryobench.result", "cryobench.role
 _BATCH = 900
 #: What MLflow answers about one run; any other error is about the server.
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "MALFORMED_REQUEST"}
+_NETWORK = (ConnectionError, TimeoutError)
 _GONE = "RESOURCE_DOES_NOT_EXIST"
 
 
@@ -75,7 +76,7 @@ class Tracker:
             try:
                 return self._project(folder)
             except Exception as error:
-                if _code(error) != _GONE:
+                if _code(error) != _GONE and "active' state" not in str(error):
                     raise
             self._book.forget(folder.trial_id)  # somebody deleted the run: it comes back
             return self._project(folder)
@@ -231,6 +232,8 @@ class Tracker:
         try:
             yield
         except (MlflowException, OSError) as error:
+            if trial is not None and isinstance(error, OSError) and not isinstance(error, _NETWORK):
+                raise  # a file of this trial, or the disk: nothing that the next trial need share
             if trial is not None and _code(error) in _REFUSALS:
                 raise RefusedError(
                     f"MLflow refuses trial {trial} ({_in_short(error)}). Its result is safe in its folder and in the "

@@ -202,6 +202,7 @@ class _Surveyor:
                 store_digest=store.digest if isinstance(store, StoreInfo) else f"missing:{dataset.name}",
                 statistics=self.sweep.statistics,
                 published=self._published(store),
+                origin=store.origin if isinstance(store, StoreInfo) else None,
                 subset=self._subset(dataset, regime.label_fraction, seed) if isinstance(store, StoreInfo) else None,
             ),
             regime=TrialRegime.of(regime),

@@ -56,7 +56,9 @@ def read_record(path: Path, current: int, migrations: Mapping[int, Callable[[dic
     """
     try:
         plain = json.loads(path.read_bytes())
-    except ValueError as error:
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError) as error:
         raise RecordError(f"{path} is damaged: it is not whole JSON ({error}).") from error
     if not isinstance(plain, dict):
         raise RecordError(f"{path} is damaged: it holds {type(plain).__name__}, expected an object.")

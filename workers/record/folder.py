@@ -209,7 +209,7 @@ def read_moved(path: Path) -> str | None:
     """The name that the trial of a folder bears now, if a release gave it another one."""
     try:
         return str(read_record(path / MOVED, MOVED_FORMAT, {})["trial_id"])
-    except (FileNotFoundError, KeyError):
+    except (FileNotFoundError, KeyError, RecordError):
         return None
 
 

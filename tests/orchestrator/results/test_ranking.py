@@ -133,16 +133,32 @@ def test_what_differs_for_a_system_splits_its_row(part: str, first: Any, second:
 def test_variants_that_differ_between_data_sets_alone_are_one_row() -> None:
     table = only(
         row("croma", "x", 1e-3, 1, 10, modality="optical", weights_digest="aa"),
-        row("croma", "y", 1e-3, 1, 20, modality="sar", weights_digest="bb"),
+        row("croma", "y", 1e-3, 1, 20, modality="sar", variant="sar", weights_digest="bb"),
     )
     assert miou(table) == {"croma": {"x": 10, "y": 20}}
+
+
+@pytest.mark.parametrize(
+    ("part", "first", "second"),
+    [("weights_kind", "published", "random"), ("weights_digest", "v1", "v2"), ("micro_batches", 1, 4)],
+)
+def test_a_row_has_one_kind_of_weights_one_file_and_one_way_over_all_data_sets(
+    part: str, first: Any, second: Any
+) -> None:
+    """Published on one data set and random on another were one row, averaged and ranked."""
+    table = only(row("a", "x", 1e-3, 1, 10, **{part: first}), row("a", "y", 1e-3, 1, 99, **{part: second}))
+    assert [{n: c.miou for n, c in r.cells.items()} for r in table.rows] in (
+        [{"x": 10}, {"y": 99}],
+        [{"y": 99}, {"x": 10}],
+    )
+    assert {r.avg_miou for r in table.rows} == {None}
 
 
 def test_a_data_set_without_conflict_stands_in_every_row_of_its_system() -> None:
     table = only(
         row("a", "x", 1e-3, 1, 10, weights_digest="v1"),
         row("a", "x", 1e-3, 1, 20, weights_digest="v2"),
-        row("a", "y", 1e-3, 1, 30, weights_digest="of the radar file"),
+        row("a", "y", 1e-3, 1, 30, weights_digest="of the radar file", variant="sar"),
     )
     assert sorted(tuple(r.values()) for r in miou(table).values()) == [(10, 30), (20, 30)]
 
@@ -226,9 +242,20 @@ def test_diverged_and_failed_trials_are_visible_in_their_cell() -> None:
     assert as_json(table)["encoders"][0]["cells"]["x"]["diverged"] == 1
 
 
+def test_a_seed_that_diverged_untested_at_the_chosen_rate_is_said() -> None:
+    rows = [row("a", "x", 1e-3, 50, 50, seed=s) for s in (1, 2, 3)]
+    cell = only(*rows, row("a", "x", 1e-3, None, None, seed=5, status="diverged")).rows[0].cells["x"]
+    assert (cell.miou, cell.diverged, cell.remarks) == (50, 1, ("lr 0.001: not tested: seed 5 (diverged)",))
+
+
+def test_a_result_that_cannot_be_read_is_visible() -> None:
+    cell = only(row("a", "x", 1e-3, None, None)).rows[0].cells["x"]
+    assert cell_text(cell) == "– ✗1"
+
+
 def test_a_rate_that_diverged_untested_is_said() -> None:
     cell = only(row("a", "x", 1e-3, 50, 70), row("a", "x", 1e-2, None, None, status="diverged")).rows[0].cells["x"]
-    assert (cell.miou, cell.diverged) == (70, 0)
+    assert (cell.miou, cell.diverged) == (70, 1)
     assert cell.remarks == ("lr 0.01 left out: 0 of 1 seeds (diverged)",)
 
 

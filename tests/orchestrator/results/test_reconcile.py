@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from cryobench.conf.compose import load_sweep
-from cryobench.conf.errors import TrackingError
+from cryobench.conf.errors import ConfigError, TrackingError
 from cryobench.conf.trial import TrialSpec
 from cryobench.orchestrator.places import Places
 from cryobench.orchestrator.results import background, reconcile
@@ -325,3 +327,111 @@ def test_a_server_that_is_gone_at_the_start_is_said(storage: Path) -> None:
 def test_specs_are_the_same_in_both(finished: Places) -> None:
     spec: TrialSpec = planned(finished, "regime=frozen").trials[0].spec
     assert TrialFolder(finished.storage, spec.trial_id).spec() == spec
+
+
+def test_two_first_starts_at_once_make_one_database(storage: Path) -> None:
+    """One of the two ended in a migration's traceback."""
+    script = (
+        "import sys; from pathlib import Path; from cryobench.orchestrator.results.reconcile import Reconciler; "
+        "Reconciler(Path(sys.argv[1]), sys.argv[2]).tracker('demo')"
+    )
+    command = [sys.executable, "-c", script, str(storage), default_uri(storage)]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+
+
+def test_runs_that_a_driver_made_after_the_scan_stay(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = ids(storage)[1]
+    shutil.move(storage / "trials" / late, storage / "late")
+    real = Tracker.take_stock
+
+    def meanwhile(self: Tracker, known: Any) -> int:
+        if (storage / "late").exists():
+            shutil.move(storage / "late", storage / "trials" / late)
+        return real(self, known)
+
+    monkeypatch.setattr(Tracker, "take_stock", meanwhile)
+    sync(storage, default_uri(storage))
+    monkeypatch.undo()
+    assert sync(storage, default_uri(storage)).removed_runs == 0
+    assert len(runs(storage)) == 2
+
+
+def test_a_run_deleted_beside_a_driver_is_made_again(storage: Path) -> None:
+    uri = default_uri(storage)
+    first = Reconciler(storage, uri)
+    first.read_sweeps()
+    first.reconcile(ids(storage))
+    for run in runs(storage):
+        client(storage).delete_run(run.info.run_id)
+    for trial in ids(storage):  # news: a line more
+        with (storage / "trials" / trial / "events.jsonl").open("a") as file:
+            file.write('{"event": "note", "time": 1, "message": "x"}\n')
+        path = storage / "trials" / trial / RESULT
+        path.write_text(path.read_text() + "\n")
+    first.reconcile(ids(storage))
+    assert len(runs(storage)) == 2
+    assert first.problems == {}
+
+
+def test_a_file_that_cannot_be_read_is_one_trials_problem(storage: Path) -> None:
+    bad, good = sorted(ids(storage))
+    (storage / "trials" / bad / "samples.png").unlink()
+    (storage / "trials" / bad / "samples.png").mkdir()
+    (storage / "trials" / bad / "samples.png" / "x").symlink_to("nowhere")
+    done = sync(storage, default_uri(storage))
+    assert done.tracking_error is None
+    assert list(done.problems) == [bad]
+    assert "test_miou" in next(r for r in runs(storage) if r.data.tags["trial_id"] == good).data.metrics
+
+
+def test_single_trials_that_a_sweep_lists_later_leave_their_experiment(storage: Path) -> None:
+    record = (storage / "sweeps" / "demo.json").read_text()
+    (storage / "sweeps" / "demo.json").unlink()
+    sync(storage, default_uri(storage))
+    assert len(runs(storage, "single")) == 2
+    (storage / "sweeps" / "demo.json").write_text(record)
+    assert sync(storage, default_uri(storage)).removed_runs == 2
+    assert runs(storage, "single") == []
+
+
+def test_rows_of_a_later_release_are_left_alone_and_told(storage: Path) -> None:
+    import pyarrow.parquet as pq
+
+    sync(storage, None)
+    (path, _) = sorted((storage / "leaderboard" / "trials").glob("*.parquet"))
+    later = pq.read_table(path).replace_schema_metadata({"cryobench_format": "99"})
+    pq.write_table(later, path)
+    before = path.read_bytes()
+    assert "later cryobench" in sync(storage, None).problems[path.stem]
+    assert path.read_bytes() == before
+
+
+def test_a_result_of_a_later_release_takes_no_row_away(storage: Path) -> None:
+    sync(storage, None)
+    before = read_leaderboard(storage)
+    path = storage / "trials" / ids(storage)[0] / RESULT
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+    assert list(sync(storage, None).problems) == [ids(storage)[0]]
+    assert read_leaderboard(storage).equals(before)
+
+
+def test_run_ids_survive_a_damaged_leaderboard_without_tracking(storage: Path) -> None:
+    sync(storage, default_uri(storage))
+    before = read_leaderboard(storage)["mlflow_run_id"].to_pylist()
+    shutil.rmtree(storage / "leaderboard")
+    sync(storage, None)
+    assert read_leaderboard(storage)["mlflow_run_id"].to_pylist() == before
+
+
+def test_a_record_without_requests_stops_only_itself(storage: Path) -> None:
+    (storage / "sweeps" / "other.json").write_text('{"requests": [], "trials": [], "name": "other", "created": 1}')
+    done = sync(storage, None)
+    assert (done.rows, list(done.problems)) == (2, ["sweeps"])
+
+
+def test_a_storage_that_is_not_there_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No storage at"):
+        sync(tmp_path / "typo", None)
