@@ -127,7 +127,7 @@ def kill_driver(command: Command, undisturbed: Path, at_epochs: int) -> None:
     process.wait()
     complete = {f.trial_id: len(f.events()) for f in command.finished()}
     assert len(complete) < read_leaderboard(undisturbed).num_rows
-    command.run()
+    command.run_here()
     for left in psutil.wait_procs(tree, timeout=0)[1]:  # Ray's agents take a minute to notice that they are alone
         left.kill()
     for folder in command.finished():

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -29,7 +28,5 @@ def test_it_stops_cleanly_and_says_how_to_go_on(undisturbed: Command, tmp_path: 
     places = f"--storage {command.storage} --data-dir {command.data_dir} --cache-dir {command.storage.parent}/cache"
     assert f"Go on with: cryobench resume demo {places}" in told
     assert "Traceback" not in told
-    arguments = command.arguments("demo", name=("resume",))
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    command.run_here("demo", name="resume")
     check_same_and_once(command, undisturbed.storage)
