@@ -188,15 +188,16 @@ def test_a_database_that_is_none_gets_one_message(storage: Path, tmp_path: Path)
         Tracker(f"sqlite:///{tmp_path / 'bad.db'}", storage, "demo")
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[str, Callable[[], None]]]:
-    """An MLflow server, and a function that ends it."""
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Callable[[], None]]]:
+    """An MLflow server, and a function that ends it, which the last test with it does."""
+    tmp_path = tmp_path_factory.mktemp("server")
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"]
     command += ["--artifacts-destination", str(tmp_path / "artifacts")]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
@@ -207,11 +208,23 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Callable[[], None]]]:
 
     def end() -> None:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
     yield f"http://127.0.0.1:{port}", end
     if process.poll() is None:
         end()
+
+
+def test_a_server_gets_runs_and_pictures(storage: Path, server: tuple[str, Callable[[], None]]) -> None:
+    from mlflow import MlflowClient
+
+    uri, _ = server
+    assert sync(storage, uri).tracking_error is None
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("demo")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], "tags.status = 'completed' and tags.regime = 'frozen'")
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"samples.png", "confusion.png"}
 
 
 def test_a_server_that_goes_away_during_a_sweep_is_caught_up_later(
@@ -229,18 +242,6 @@ def test_a_server_that_goes_away_during_a_sweep_is_caught_up_later(
     assert len(warnings) == 1
     assert "cryobench sync" in warnings[0]
     assert read_leaderboard(storage).num_rows == 2
-
-
-def test_a_server_gets_runs_and_pictures(storage: Path, server: tuple[str, Callable[[], None]]) -> None:
-    from mlflow import MlflowClient
-
-    uri, _ = server
-    assert sync(storage, uri).tracking_error is None
-    client = MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name("demo")
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id], "tags.status = 'completed' and tags.regime = 'frozen'")
-    assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"samples.png", "confusion.png"}
 
 
 def test_sql_over_the_leaderboard(storage: Path) -> None:

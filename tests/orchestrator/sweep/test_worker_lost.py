@@ -14,6 +14,7 @@ def test_killing_a_worker_ends_the_same(undisturbed: Command, tmp_path: Path) ->
     kill_worker(Command(tmp_path / "storage", undisturbed.data_dir, SMALL), undisturbed.storage, at_epochs=4)
 
 
+@pytest.mark.slow
 def test_a_worker_on_a_machine_that_goes_away_leaves_and_its_trial_continues(
     undisturbed: Command, tmp_path: Path
 ) -> None:
