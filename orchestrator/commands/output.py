@@ -6,13 +6,10 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from cryobench.conf.errors import ConfigError
 
 #: Wide enough for every table where there is no terminal to fit into.
 console = Console(width=None if sys.stdout.isatty() else 160)
@@ -22,18 +19,6 @@ def print_json(value: Any) -> None:
     """Plain JSON on standard output, for other programs."""
     json.dump(value, sys.stdout, indent=1)
     sys.stdout.write("\n")
-
-
-def write_text(path: str, text: str) -> None:
-    """Text into a file.
-
-    Raises:
-        ConfigError: it cannot be written there.
-    """
-    try:
-        Path(path).write_text(text)
-    except OSError as error:
-        raise ConfigError(f"Cannot write {path} ({error.strerror}). Give a file in a folder that exists.") from error
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from cryobench.orchestrator.commands.options import Json, Storage
-from cryobench.orchestrator.commands.output import console, print_json, write_text
+from cryobench.orchestrator.commands.output import console, print_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -181,6 +181,8 @@ def _give(value: Any, output: str | None) -> None:
     if output is None:
         typer.echo(value, nl=False)
     else:
+        from cryobench.orchestrator.results.query import write_text
+
         write_text(output, value)
 
 

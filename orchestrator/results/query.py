@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -77,19 +78,32 @@ def rendered(rows: pa.Table, form: str, output: str | None) -> None:
 
         if output is None:
             raise ConfigError("--format parquet needs --output FILE: it is binary.")
-        try:
+        with _written_to(output):
             pq.write_table(rows, output)
-        except OSError as error:
-            raise ConfigError(f"Cannot write {output} ({error}). Give a file in a folder that exists.") from error
         return
     text = {"csv": _csv, "json": _json, "markdown": _markdown, "table": _csv}[form](rows)
     if output is None:
         sys.stdout.write(text)
     else:
-        try:
-            Path(output).write_text(text)
-        except OSError as error:
-            raise ConfigError(f"Cannot write {output} ({error}). Give a file in a folder that exists.") from error
+        write_text(output, text)
+
+
+def write_text(path: str, text: str) -> None:
+    """Text into a file.
+
+    Raises:
+        ConfigError: it cannot be written there.
+    """
+    with _written_to(path):
+        Path(path).write_text(text)
+
+
+@contextmanager
+def _written_to(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"Cannot write {path} ({error}). Give a file in a folder that exists.") from error
 
 
 def _csv(rows: pa.Table) -> str:

@@ -232,7 +232,7 @@ def sync(
             for sweep, trials in grouped.items():
                 tracker = reconciler.tracker(sweep)
                 if tracker is not None:
-                    removed += tracker.take_stock(trials & {folder.trial_id for folder in all_trials(storage)})
+                    removed += tracker.take_stock(trials & set(folders))
         except TrackingError as error:
             reconciler.uri, problem = None, str(error)  # the leaderboard is rebuilt all the same
     done = 0
