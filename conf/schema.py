@@ -165,6 +165,7 @@ class ResourceSpec(Strict):
     checkpoint_every_s: Annotated[float, Field(gt=0)] = 600.0
     stall_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     cache_limit_gb: Annotated[float, Field(gt=0)] = 200.0
+    cache_dir: str | None = None
 
 
 # --- sweeps ----------------------------------------------------------------------------------------------

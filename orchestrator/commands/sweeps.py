@@ -130,6 +130,7 @@ def _run_one(made: Plan, where: Places, tracking_uri: str | None, address: str |
     from cryobench.orchestrator.results.leaderboard import table_path
     from cryobench.orchestrator.results.tracking import default_uri
     from cryobench.orchestrator.sweep.driver import run_sweep
+    from cryobench.orchestrator.sweep.failures import failure_groups
 
     uri = None if tracking_uri == "none" else tracking_uri or default_uri(where.storage)
     todo = made.to_run(retry_failed)
@@ -140,8 +141,8 @@ def _run_one(made: Plan, where: Places, tracking_uri: str | None, address: str |
         + (f", {len(made.blocked)} left out" if made.blocked else "")
         + "."
     )
-    for trial in waiting:
-        console.print(f"Not retried ({trial.kind}): {trial.spec.label}: {trial.message}", markup=False, soft_wrap=True)
+    if waiting:
+        console.print(f"{len(waiting)} failed before for reasons of their own and are not run without --retry-failed.")
     outcome = run_sweep(made, where, console, uri=uri, address=address, retry_failed=retry_failed)
     counts = ", ".join(f"{count} {name}" for name, count in outcome.counts.items()) or "nothing left to run"
     console.print(f"Sweep {made.sweep.name}: {counts}.", highlight=False)
@@ -152,25 +153,26 @@ def _run_one(made: Plan, where: Places, tracking_uri: str | None, address: str |
     if tracking_uri is not None:
         storage += f" --tracking-uri {shlex.quote(masked(tracking_uri))}"
         options += f" --tracking-uri {shlex.quote(masked(tracking_uri))}"
-    if outcome.interrupted:
+    if outcome.interrupted and not outcome.stopped:
         console.print(
             f"Interrupted. Go on with: cryobench resume {made.sweep.name} {options}", markup=False, soft_wrap=True
         )
         raise typer.Exit(130)
-    failed = outcome.counts.get("failed", 0) + len(waiting)
-    if failed:
-        console.print(
-            f"{failed} failed; see the messages above, then: "
-            f"cryobench resume {made.sweep.name} --retry-failed {options}",
-            markup=False,
-            soft_wrap=True,
-        )
+    failed = failure_groups(where.storage, made.trial_ids)
+    for line in (line for group in failed for line in group.lines()):
+        console.print(line, markup=False, soft_wrap=True)
+    if outcome.stopped:
+        console.print(f"Stopped: {outcome.stopped} Nothing is lost.", markup=False, soft_wrap=True)
+    if failed or outcome.stopped:
+        retry = "--retry-failed " if any(group.waits_for_user for group in failed) else ""
+        again = f"cryobench resume {made.sweep.name} {retry}{options}"
+        console.print(f"Then: {again}", markup=False, soft_wrap=True)
     console.print(f"Leaderboard: {table_path(where.storage)}", soft_wrap=True, highlight=False)
     if uri:
         console.print(f"MLflow: cryobench ui {storage}", soft_wrap=True, highlight=False)
         if not outcome.tracked:
             console.print(f"MLflow lacks some of it; then: cryobench sync {storage}", soft_wrap=True, highlight=False)
-    if failed:
+    if failed or outcome.stopped:
         raise typer.Exit(1)
 
 
