@@ -136,6 +136,7 @@ def places(
         config_dir=_folder(config_dir, "CRYOBENCH_CONFIG", "")
         if config_dir or os.environ.get("CRYOBENCH_CONFIG")
         else None,
+        own_cache=not (cache_dir or os.environ.get("CRYOBENCH_CACHE")),
     )
 
 

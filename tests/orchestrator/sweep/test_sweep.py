@@ -42,7 +42,8 @@ def test_failed_trials_are_reported_and_wait_for_retry_failed(undisturbed: Comma
     chunk.write_bytes(good)
     told = command.run_here(expect=1)
     assert "0 to run" in told
-    assert "Not retried (corrupt_data)" in told
+    assert "1 failed before for reasons of their own and are not run without --retry-failed" in told
+    assert "1 trial failed (corrupt_data: stored tiles that are not what was written)" in told
     assert "1 completed" in command.run_here("--retry-failed")
     assert read_leaderboard(command.storage)["status"].to_pylist() == ["completed"]
 
