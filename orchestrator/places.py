@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cryobench.conf.errors import ConfigError
 from cryobench.datasets.store.location import below, is_url, locate
-from cryobench.workers.node_folders import node_cache_dir, working_copy
+from cryobench.workers.record.node_folders import node_cache_dir, working_copy
 
 if TYPE_CHECKING:
     from cryobench.conf.schema import ResourceSpec

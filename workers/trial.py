@@ -14,6 +14,7 @@ from cryobench.conf.errors import (
     BadCheckpointError,
     ConfigError,
     CryobenchError,
+    GpuFaultError,
     HungReadError,
     InterruptedTrialError,
     OutOfMemoryError,
@@ -33,6 +34,7 @@ from cryobench.workers.record.folder import STACKS, TrialFolder
 from cryobench.workers.record.mirror import Mirror
 from cryobench.workers.record.result import TestMetrics, TrialResult
 from cryobench.workers.training.attempt import Attempt
+from cryobench.workers.training.gpu_fault import is_gpu_fault
 from cryobench.workers.training.memory import is_out_of_memory
 from cryobench.workers.training.provenance import code_version
 
@@ -140,6 +142,11 @@ def _dump_stacks(path: Path) -> None:
 
 def _explained(error: Exception, spec: TrialSpec) -> Exception:
     """The error itself, or what it means where the library's own words do not say it."""
+    if is_gpu_fault(error):
+        return GpuFaultError(
+            f"The GPU of {platform.node()} failed ({' '.join(str(error).split())[:200]}). Look at nvidia-smi and the "
+            "kernel's log there; the trial goes on elsewhere from its last checkpoint."
+        )
     if is_out_of_memory(error):
         return OutOfMemoryError(
             f"Out of memory with batches of {spec.protocol.batch_size} crops, alone on the device, and also with their "

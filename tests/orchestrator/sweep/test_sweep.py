@@ -71,7 +71,7 @@ def test_a_cluster_that_is_not_there_is_explained(undisturbed: Command, tmp_path
     arguments = command.arguments(*SMALL, "--address", "127.0.0.1:9", "--tracking-uri", "none")
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "Cannot reach Ray cluster at 127.0.0.1:9" in done.stderr
+    assert "Cannot reach a Ray cluster at 127.0.0.1:9" in done.stderr
 
 
 def test_more_than_the_machine_has_is_explained(undisturbed: Command, tmp_path: Path) -> None:
