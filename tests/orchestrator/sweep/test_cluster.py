@@ -2,10 +2,12 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +37,7 @@ def shell(tmp_path: Path) -> Iterator[dict[str, str]]:
         if probe.connect_ex(("127.0.0.1", PORT)) == 0:
             pytest.skip(f"port {PORT}, which the README's lines name, is in use on this machine")
     (tmp_path / "home").mkdir()
-    temporary = tmp_path / "r"  # short: sockets lie below it, whose paths may have 107 characters
+    temporary = Path(tempfile.mkdtemp(prefix="r"))  # sockets lie below it, whose paths may have 107 characters
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CRYOBENCH_"))}
     yield environment | {
         "HOME": str(tmp_path / "home"),
@@ -46,6 +48,7 @@ def shell(tmp_path: Path) -> Iterator[dict[str, str]]:
     for process in rays(temporary):
         process.kill()
     psutil.wait_procs(rays(temporary), timeout=10)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def rays(temporary: Path, kind: str = "") -> list[psutil.Process]:
