@@ -10,7 +10,7 @@ import ray
 from ray import tune
 from ray.tune.trainable import wrap_function
 
-from cryobench.conf.errors import CryobenchError, HungReadError, InterruptedTrialError
+from cryobench.conf.errors import CryobenchError, HungReadError, InterruptedTrialError, LeaseLostError
 from cryobench.conf.trial import TrialSpec
 from cryobench.workers.place import Place
 from cryobench.workers.record.events import (
@@ -29,7 +29,7 @@ from cryobench.workers.record.events import (
 )
 from cryobench.workers.termination import asked_to_leave, busy, listen
 from cryobench.workers.training.memory import release
-from cryobench.workers.trial import run_trial
+from cryobench.workers.trial import require_storage, run_trial
 
 #: Reported events the driver is interested in; all others stay in the folder.
 _NEWS = (
@@ -91,12 +91,14 @@ def _run_in_worker(config: dict[str, Any], place: Place, specs: dict[str, dict[s
     release()  # what the trial before left in this process
     with busy(), DriverListener(leave) as driver:
         try:
+            require_storage(place)
             result = run_trial(
                 spec,
                 place,
                 trial_id=config["trial"],
                 report=report,
                 should_stop=lambda: asked_to_leave() or driver.says_leave,
+                waits_for_others=True,
             )
         except InterruptedTrialError:
             if asked_to_leave():
@@ -105,6 +107,8 @@ def _run_in_worker(config: dict[str, Any], place: Place, specs: dict[str, dict[s
             return
         except HungReadError:
             raise  # its thread still hangs in this process: another one is to go on
+        except LeaseLostError:
+            raise  # tried again: it waits for whoever took the trial over
         except CryobenchError as error:
             tune.report(Ended(status="failed", kind=error.kind, message=str(error)).plain())
             return

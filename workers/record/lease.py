@@ -21,8 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cryobench.conf.errors import HeldElsewhereError, InterruptedTrialError, LeaseLostError, StorageError
-from cryobench.workers.record.lease_files import FolderLeaseFile, LeaseFile, Written
+from cryobench.conf.errors import DiskFullError, HeldElsewhereError, InterruptedTrialError, LeaseLostError, StorageError
+from cryobench.workers.record.lease_files import LeaseFile, Written
 
 LEASE, LEASE_FORMAT = "lease.json", 1
 #: How long a lease stands without being renewed, in seconds.
@@ -116,10 +116,14 @@ class HeldLease:
         lease: as it was written.
         tag: of that writing.
         asked: when that writing began, by `_clock`.
+        on_lost: called, in that thread, when another process is found to have taken it over.
     """
 
-    def __init__(self, file: LeaseFile, lease: Lease, tag: str, asked: float) -> None:
+    def __init__(
+        self, file: LeaseFile, lease: Lease, tag: str, asked: float, on_lost: Callable[[], None] = lambda: None
+    ) -> None:
         self._file, self._lease, self._tag, self._renewed = file, lease, tag, asked
+        self._on_lost = on_lost
         self._lost: LeaseLostError | None = None
         self._lock, self._over = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -146,14 +150,15 @@ class HeldLease:
         """Let others have it at once; without effect where it was lost, or the storage is away."""
         self._over.set()
         self._thread.join()
-        with suppress(LeaseLostError, StorageError):
+        with suppress(LeaseLostError, StorageError, DiskFullError):
             self.require()
             self._renew(released=True)
-            if isinstance(self._file, FolderLeaseFile):
-                self._file.hide()
+            self._file.hide()
 
     def _renew(self, released: bool = False) -> None:
         with self._lock:
+            if self._lost is not None:
+                raise self._lost
             asked, now = _clock(), time.time()
             length = 0.0 if released else self._lease.length_s
             lease = replace(
@@ -176,8 +181,9 @@ class HeldLease:
                 self._renew()
                 pause = self._lease.length_s / 3
             except LeaseLostError:
+                self._on_lost()
                 return
-            except StorageError:  # a moment without storage: sooner again
+            except (StorageError, DiskFullError):  # a moment without storage: sooner again
                 pause = self._lease.length_s / 20
 
 
@@ -223,8 +229,9 @@ def take_lease(
     patience_s: float | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     waiting: Callable[[Lease | None], None] = lambda lease: None,
+    on_lost: Callable[[], None] = lambda: None,
 ) -> HeldLease:
-    """As `leased`, for who gives it back by hand."""
+    """As `leased`, for who gives it back by hand; ``on_lost`` is that of `HeldLease`."""
     began = time.monotonic()
     seen: Written | None = None
     seen_since, told = began, ""
@@ -239,7 +246,7 @@ def take_lease(
             mine, asked = Lease.of_this_process(length_s), _clock()
             tag = file.write(mine.content(), found.tag if found else None)
             if tag is not None:
-                return HeldLease(file, mine, tag, asked)
+                return HeldLease(file, mine, tag, asked, on_lost)
             continue
         if patience_s is not None and time.monotonic() - began >= patience_s:
             raise HeldElsewhereError(

@@ -10,14 +10,17 @@ old state for the present one.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from cryobench.conf.errors import StorageError, storage_trouble
+from cryobench.workers.record.object_store import ObjectStore, Stored
 
 #: What file systems without hard links answer.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
@@ -43,6 +46,9 @@ class LeaseFile(Protocol):
 
     def write(self, content: bytes, tag: str | None) -> str | None:
         """Write if it still has ``tag`` (None: if there is none yet); the new tag, or None where another came first."""
+
+    def hide(self) -> None:
+        """Remove what readers see of it: nobody holds the lease."""
 
 
 class FolderLeaseFile:
@@ -81,7 +87,7 @@ class FolderLeaseFile:
         return str(number)
 
     def hide(self) -> None:
-        """Remove the copy for readers: nobody holds the lease."""
+        """Remove the copy for readers."""
         with suppress(OSError):
             self._shown.unlink(missing_ok=True)
 
@@ -101,6 +107,38 @@ class FolderLeaseFile:
             return []
         ends = (name.removeprefix(self._prefix) for name in names if name.startswith(self._prefix))
         return sorted(int(end) for end in ends if end.isdigit())
+
+
+class StoreLeaseFile:
+    """A lease as an object of a store. It stays when it was given back: the store has no removal on condition."""
+
+    def __init__(self, store: ObjectStore, name: str) -> None:
+        self._store, self._name = store, name
+
+    def __str__(self) -> str:
+        return f"{self._store.url}: {self._name}"
+
+    @property
+    def unconditional(self) -> str | None:
+        """Why writings are not conditional here."""
+        return self._store.unconditional
+
+    def read(self) -> Written | None:
+        """What it holds."""
+        try:
+            content, stored = self._store.read(self._name)
+        except FileNotFoundError:
+            return None
+        return Written(content, _tag(stored))
+
+    def write(self, content: bytes, tag: str | None) -> str | None:
+        """Write on condition."""
+        known = None if tag is None else Stored(0, *json.loads(tag))
+        stored = self._store.write_if(self._name, content, known)
+        return None if stored is None else _tag(stored)
+
+    def hide(self) -> None:
+        """Readers see in it that it was given back."""
 
 
 def _create(path: Path, content: bytes) -> bool:
@@ -135,15 +173,14 @@ def _create_without_link(path: Path, content: bytes) -> bool:
     return True
 
 
-class _explained:  # noqa: N801 (a context manager, read as a word)
-    """Lets errors of the file system out as what they mean for a storage."""
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Let errors of the file system out as what they mean for a storage."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_trouble(error, path) or StorageError(f"{path}: {error}") from error
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise storage_trouble(error, self._path) or StorageError(f"{self._path}: {error}") from error
+def _tag(stored: Stored) -> str:
+    return json.dumps([stored.tag, stored.version])
