@@ -107,6 +107,30 @@ class TrackingError(CryobenchError):
     kind = "tracking"
 
 
+class GpuFaultError(CryobenchError):
+    """A GPU that fails, or is not there any more."""
+
+    kind = "gpu_fault"
+
+
+class MissingMountError(CryobenchError):
+    """A node on which the sweep's storage is another folder, or none."""
+
+    kind = "missing_mount"
+
+
+class OtherSoftwareError(CryobenchError):
+    """A node whose cryobench, torch or Python is not the driver's."""
+
+    kind = "other_software"
+
+
+class AvoidedNodeError(CryobenchError):
+    """A trial that was given to a node on which nothing is to begin any more."""
+
+    kind = "avoided_node"
+
+
 class StorageError(CryobenchError):
     """A storage that is not there, cannot be reached or refuses."""
 
@@ -140,14 +164,19 @@ class InterruptedTrialError(CryobenchError):
 #: Failures that say nothing about the trial itself: running the sweep again tries them again.
 RETRIED_KINDS = frozenset(
     {
+        "avoided_node",
         "busy",
         "crashed",
         "disk_full",
+        "gpu_fault",
         "hung_read",
         "interrupted",
         "lease_lost",
+        "low_memory",
         "missing_data",
+        "missing_mount",
         "missing_weights",
+        "other_software",
         "storage",
     }
 )

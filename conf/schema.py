@@ -167,6 +167,7 @@ class ResourceSpec(Strict):
     lease_s: Annotated[float, Field(gt=0)] = 60.0
     storage_patience_s: Annotated[float, Field(ge=0)] = 600.0
     cache_limit_gb: Annotated[float, Field(gt=0)] = 200.0
+    cache_dir: str | None = None
 
 
 # --- sweeps ----------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shlex
 from collections.abc import Collection
@@ -14,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from cryobench.conf.errors import ConfigError, storage_trouble
 from cryobench.datasets.store.location import below, is_url, locate
+from cryobench.workers.node_folders import node_cache_dir, working_copy
 
 if TYPE_CHECKING:
     from cryobench.conf.schema import ResourceSpec
@@ -36,9 +36,9 @@ class Places:
     """The folders that commands work on. ``data_dir`` may be the URL of an object store, which is only read.
 
     ``storage`` is a local folder; with ``storage_url``, an object store's, it is the driver's working copy of it, and
-    ``worker_storage`` that of the workers on the same machine. Nothing is read from a store before a command says what
-    it needs (`bring_trials` and the like, which do nothing where the storage is a folder; all of them raise
-    StorageError where the store cannot be reached).
+    ``worker_storage`` that of the workers on the same machine. ``own_cache``: no cache was named, so each node has
+    its own. Nothing is read from a store before a command says what it needs (`bring_trials` and the like, which do
+    nothing where the storage is a folder; all of them raise StorageError where the store cannot be reached).
     """
 
     storage: Path
@@ -47,6 +47,7 @@ class Places:
     weights_dir: Path
     config_dir: Path | None = None
     storage_url: str | None = None
+    own_cache: bool = False
 
     @property
     def worker_storage(self) -> Path:
@@ -102,12 +103,10 @@ class Places:
         """The options that name these folders again, for a command line that goes on from another folder."""
         given = {"--storage": self.storage_url or self.storage, "--data-dir": self.data_dir}
         near = self.data_dir if isinstance(self.data_dir, Path) else Path("cryobench-data").resolve()
-        for option, folder, default in (
-            ("--cache-dir", self.cache_dir, near / "cache"),
-            ("--weights-dir", self.weights_dir, near / "weights"),
-        ):
-            if folder != default:
-                given[option] = folder
+        if not self.own_cache:
+            given["--cache-dir"] = self.cache_dir
+        if self.weights_dir != near / "weights":
+            given["--weights-dir"] = self.weights_dir
         return " ".join(f"{option} {shlex.quote(str(value))}" for option, value in given.items())
 
     def for_trials(self, resources: ResourceSpec, device: str = "auto") -> Place:
@@ -122,6 +121,7 @@ class Places:
             resources,
             device,
             mirror=self.storage_url,
+            own_cache=self.own_cache,
         )
 
     def store(self, dataset: str) -> Path | str:
@@ -164,13 +164,13 @@ def places(
     if isinstance(data, str):
         locate(data)  # an address that is none is said so here, once
     near = data if isinstance(data, Path) else Path("cryobench-data").resolve()
-    cache = _folder(cache_dir, "CRYOBENCH_CACHE", str(near / "cache"))
+    cache = _folder(cache_dir, "CRYOBENCH_CACHE", str(node_cache_dir()))
     asked = storage or os.environ.get("CRYOBENCH_STORAGE") or "cryobench-storage"
     if asked.startswith("file://"):
         asked = unquote(urlsplit(asked).path)
     url = asked.rstrip("/") if is_url(asked) else None
     if url:
-        local = cache / "storages" / hashlib.sha256(url.encode()).hexdigest()[:12] / "driver"
+        local = working_copy(cache, url, "driver")
     else:
         local = Path(asked).expanduser().resolve()
     return Places(

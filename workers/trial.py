@@ -141,20 +141,6 @@ def _record_failure(failure: Exception, folder: TrialFolder, report: Report) -> 
             raise  # else the storage is what failed: there is nowhere to write it, and the trial stays resumable
 
 
-def require_storage(place: Place) -> None:
-    """Check that a storage which a driver has begun to use is here as well: a mount may be missing on this node.
-
-    Raises:
-        StorageError: it is not.
-    """
-    if place.mirror is None and not (place.storage / "trials").is_dir():
-        raise StorageError(
-            f"Storage {place.storage} is not there on {platform.node()}: it holds no trials folder, which the sweep's "
-            "driver has made. Mount the same storage on every node, or give an object store's URL with --storage; then "
-            "run the same command again."
-        )
-
-
 def retest_trial(trial_id: str, place: Place) -> tuple[TestMetrics, TestMetrics]:
     """Test a finished trial's best checkpoint again: the recorded metrics and those found now.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cryobench.orchestrator.places import Places
-from cryobench.orchestrator.sweep.plan import Plan, planned
+from cryobench.orchestrator.sweep.plan import Plan, refreshed
 from cryobench.workers.record.folder import RESULT, TrialFolder
 from cryobench.workers.record.lease import HeldLease, Lease, read_lease, take_lease
 from cryobench.workers.record.lease_files import FolderLeaseFile, LeaseFile
@@ -102,14 +102,7 @@ class _Spectator:
         if not self._attached:
             return self._plan
         self._say(f"Sweep {self._plan.sweep.name}: the other driver is gone; going on here.")
-        self._where.bring_sweeps()
-        self._where.bring_trials(self._plan.trial_ids)
-        blocked = {trial.spec.trial_id for trial in self._plan.blocked}
-        trials = (
-            trial if trial.provisional or trial.spec.trial_id in blocked else planned(trial.spec, self._where.storage)
-            for trial in self._plan.trials
-        )
-        return Plan(self._plan.sweep, tuple(trials))
+        return refreshed(self._plan, self._where)
 
     def _finished(self) -> set[str]:
         if self._mirror is not None:

@@ -1,4 +1,4 @@
-"""What is written of a trial whose worker died without a word."""
+"""What is written of a trial whose worker could not write it itself: it died without a word, or never began."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from cryobench.workers.record.mirror import Mirror
 _PATIENCE_S = 5.0
 
 
-def record_crash(storage: Path, spec: TrialSpec, message: str, mirror: Mirror | None = None) -> str:
-    """Record that a trial's workers died too often, unless they could say more themselves; what is known then.
+def record_failure(storage: Path, spec: TrialSpec, kind: str, message: str, mirror: Mirror | None = None) -> str:
+    """Record that a trial is not tried again, unless its worker could say more itself; what is known then.
 
     The worker may have died before there was a folder: it is made here. Where its lease still stands, or the storage is
     away, nothing is written: the trial stays as it was begun, and the next sweep goes on with it.
@@ -31,7 +31,7 @@ def record_crash(storage: Path, spec: TrialSpec, message: str, mirror: Mirror | 
             if state.status == "failed" or state.finished:
                 return state.message or message
             folder.write_spec(spec)
-            folder.record(Failed(kind="crashed", message=message))
+            folder.record(Failed(kind=kind, message=message))
             if mirror:
                 mirror.push_trial(storage, spec.trial_id)
     except (HeldElsewhereError, StorageError, DiskFullError) as error:

@@ -19,14 +19,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryobench.conf.errors import LeaseLostError
-from cryobench.workers.record.folder import CONFUSION, CONFUSION_PICTURE, EVENTS, RESULT, SAMPLES_PICTURE, SPEC
+from cryobench.workers.record.folder import (
+    CONFUSION,
+    CONFUSION_PICTURE,
+    EVENTS,
+    MOVED,
+    RESULT,
+    SAMPLES_PICTURE,
+    SPEC,
+)
 from cryobench.workers.record.lease import LEASE
 from cryobench.workers.record.lease_files import StoreLeaseFile
 from cryobench.workers.record.object_store import Stored, open_store
 from cryobench.workers.record.stamps import Stamps, size_and_change
 
 _POINTER = "state.json"
-_SMALL = {SPEC, EVENTS, RESULT, CONFUSION, SAMPLES_PICTURE, CONFUSION_PICTURE, LEASE}
+_SMALL = {SPEC, EVENTS, RESULT, CONFUSION, SAMPLES_PICTURE, CONFUSION_PICTURE, LEASE, MOVED}
 #: Files that say of others that they are whole, in the order in which they may be believed.
 _LAST = (_POINTER, EVENTS, RESULT)
 #: Up to this many trials are listed one by one; for more, all that the store holds are listed, a thousand a request.
