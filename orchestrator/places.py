@@ -6,8 +6,8 @@ import os
 import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -169,10 +169,7 @@ def places(
     if asked.startswith("file://"):
         asked = unquote(urlsplit(asked).path)
     url = asked.rstrip("/") if is_url(asked) else None
-    if url:
-        local = working_copy(cache, url, "driver")
-    else:
-        local = Path(asked).expanduser().resolve()
+    local = working_copy(cache, url, "driver") if url else Path(asked).expanduser().resolve()
     return Places(
         storage=local,
         storage_url=url,

@@ -34,7 +34,6 @@ from cryobench.workers.training.attempt import Attempt
 from cryobench.workers.training.memory import is_out_of_memory
 from cryobench.workers.training.provenance import code_version
 
-
 #: How much longer than a lease stands another's is waited for by default: one that is dead is taken over.
 _BEYOND_LEASE_S = 15.0
 

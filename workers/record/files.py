@@ -1,7 +1,7 @@
 """Writing files so that a reader never sees half of one, and only by who may.
 
-What is written into a folder with a fence (`fenced`) asks it first, in whatever thread, and asks it whether to try again
-when the storage is full, read-only or away.
+What is written into a folder with a fence (`fenced`) asks it first, in whatever thread, and asks it whether to try
+again when the storage is full, read-only or away.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def parse_lease(content: bytes) -> Lease | None:
             return None
         known = {field.name for field in fields(Lease)}
         lease = Lease(**{name: value for name, value in plain.items() if name in known})
-        return lease if 0 < float(lease.length_s) and float(lease.expires) and float(lease.taken) else None
+        return lease if float(lease.length_s) > 0 and float(lease.expires) and float(lease.taken) else None
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
@@ -161,9 +161,7 @@ class HeldLease:
                 raise self._lost
             asked, now = _clock(), time.time()
             length = 0.0 if released else self._lease.length_s
-            lease = replace(
-                self._lease, renewed=self._lease.renewed + 1, expires=now + length, released=released
-            )
+            lease = replace(self._lease, renewed=self._lease.renewed + 1, expires=now + length, released=released)
             tag = self._file.write(lease.content(), self._tag)
             if tag is None:
                 self._lost = LeaseLostError(
@@ -212,9 +210,7 @@ def leased(
         InterruptedTrialError: ``should_stop`` said so.
         StorageError: the storage cannot be used.
     """
-    held = take_lease(
-        file, what, length_s=length_s, patience_s=patience_s, should_stop=should_stop, waiting=waiting
-    )
+    held = take_lease(file, what, length_s=length_s, patience_s=patience_s, should_stop=should_stop, waiting=waiting)
     try:
         yield held
     finally:
