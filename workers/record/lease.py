@@ -91,7 +91,8 @@ def parse_lease(content: bytes) -> Lease | None:
             return None
         known = {field.name for field in fields(Lease)}
         lease = Lease(**{name: value for name, value in plain.items() if name in known})
-        return lease if float(lease.length_s) > 0 and float(lease.expires) and float(lease.taken) else None
+        times = (lease.taken, lease.expires, lease.length_s)
+        return lease if all(isinstance(t, int | float) for t in times) and lease.length_s > 0 else None
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
@@ -254,8 +255,9 @@ def take_lease(
             waiting(lease)
         if should_stop():
             raise InterruptedTrialError(f"Stopped while waiting for {what[:1].lower()}{what[1:]}, held by {lease}.")
+        near = lease is not None and lease.machine == _machine()  # then its end shows at once
         left = length if patience_s is None else patience_s - (time.monotonic() - began)
-        time.sleep(max(0.01, min(length / _LOOKS_A_LENGTH, left)))
+        time.sleep(max(0.01, min(length / _LOOKS_A_LENGTH, 1.0 if near else 5.0, left)))
 
 
 def _holder(file: LeaseFile) -> str:

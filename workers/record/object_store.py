@@ -142,7 +142,9 @@ class ConditionalStore:
         import obstore
         from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
 
-        mode: Any = "create" if known is None else {"e_tag": known.tag, "version": known.version}
+        mode: Any = "create"
+        if known is not None:
+            mode = {"e_tag": known.tag, **({"version": known.version} if known.version else {})}
         if self.unconditional is None:
             try:
                 put = self._try(lambda: obstore.put(self._store, name, content, mode=mode))
