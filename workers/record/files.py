@@ -27,6 +27,9 @@ class Fence(Protocol):
     def waits_for_storage(self, error: CryobenchError) -> bool:
         """Wait a while after ``error``; whether to try again."""
 
+    def storage_is_back(self) -> None:
+        """Trying again went well."""
+
 
 #: By folder and not handed from call to call: a trial's files are written from several modules and threads, and none
 #: of them may be the one that forgets to ask.
@@ -140,18 +143,23 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
 
 
 def _behind_fence(path: Path, action: Callable[[], T]) -> T:
-    fence = _fences.get(path.parent)
+    fence, waited = _fences.get(path.parent), False
     while True:
         if fence is not None:
             fence.require()
         try:
-            return action()
+            done = action()
         except OSError as error:
             explained = storage_trouble(error, path)
             if explained is None:
                 raise
             if fence is None or not fence.waits_for_storage(explained):
                 raise explained from error
+            waited = True
+        else:
+            if fence is not None and waited:
+                fence.storage_is_back()
+            return done
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -49,7 +49,6 @@ class StorageGuard:
         self.held, self.folder, self.report = held, folder, report
         self._asked_to_stop, self._patience = should_stop, patience_s
         self._away_since: float | None = None
-        self._last_failure = 0.0
         self._given_up = False
 
     def require(self) -> None:
@@ -71,7 +70,7 @@ class StorageGuard:
     def waits_for_storage(self, error: CryobenchError) -> bool:
         """Wait a while, longer each time; False when patience is at its end, once and for all."""
         now = time.monotonic()
-        if self._away_since is None or now - self._last_failure > 2 * _LONGEST_PAUSE_S:
+        if self._away_since is None:
             self._away_since = now
             if not self._given_up:
                 self.report(Note(message=f"{error} Until then this trial waits, for {self._patience:.0f} s at most."))
@@ -83,8 +82,11 @@ class StorageGuard:
             self._given_up = True
             return False
         time.sleep(min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, away / 2), max(0.01, patience - away)))
-        self._last_failure = time.monotonic()
         return True
+
+    def storage_is_back(self) -> None:
+        """The next time it goes away is another one."""
+        self._away_since = None
 
 
 @contextmanager
@@ -118,6 +120,7 @@ def pushing(mirror: Mirror | None, storage: Path, guard: StorageGuard) -> Iterat
             while True:
                 try:
                     mirror.push_trial(storage, trial)
+                    guard.storage_is_back()
                     break
                 except StorageError as error:
                     if not guard.waits_for_storage(error):
