@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from cryobench.conf.schema import ResourceSpec
 from cryobench.conf.trial import TrialSpec
 from cryobench.orchestrator.places import Places
 from cryobench.orchestrator.results.background import BackgroundReconciler
+from cryobench.orchestrator.sweep.attaching import take_sweep
 from cryobench.orchestrator.sweep.capacity import require_fit
 from cryobench.orchestrator.sweep.cluster_nodes import ClusterNodes
 from cryobench.orchestrator.sweep.crash import record_failure
@@ -51,8 +53,11 @@ def run_sweep(
     uri: str | None,
     address: str | None = None,
     retry_failed: bool = False,
+    wait: bool = True,
 ) -> SweepOutcome:
     """Run what is left of ``plan``, two or more at a time as resources allow, and project it as it comes.
+
+    Where another process drives this sweep, its end is waited for first.
 
     Args:
         plan: all trials; those that are complete are only projected.
@@ -61,15 +66,40 @@ def run_sweep(
         uri: MLflow's tracking URI; None for no tracking.
         address: a Ray cluster; None starts Ray on this machine.
         retry_failed: run deterministic failures again.
+        wait: whether another driver of the sweep is waited for.
 
     Raises:
         TrackingError: MLflow cannot be reached at the start; nothing has run.
+        HeldElsewhereError: another process drives the sweep and is not to be waited for.
+        StorageError: the storage cannot be used.
     """
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     mirror = Mirror(where.storage_url) if where.storage_url else None
+    try:
+        lease, plan = take_sweep(plan, where, mirror, say, wait=wait)
+    except KeyboardInterrupt:
+        return SweepOutcome({}, interrupted=True, tracked=True)
+    try:
+        return _drive(plan, where, console, say, mirror, uri=uri, address=address, retry_failed=retry_failed)
+    finally:
+        lease.give_back()
+
+
+def _drive(
+    plan: Plan,
+    where: Places,
+    console: Console,
+    say: Callable[[str], None],
+    mirror: Mirror | None,
+    *,
+    uri: str | None,
+    address: str | None,
+    retry_failed: bool,
+) -> SweepOutcome:
+    where.bring_projections()
     renamed = rename_former_trials(where.storage, [t.spec for t in plan.trials if not t.provisional], mirror)
     for former, present in renamed.items():
         say(f"Trial {former} is called {present} since its name holds the published statistics; the old name finds it.")

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -30,6 +31,8 @@ from cryobench.workers.training.memory import release
 from cryobench.workers.trial import run_trial
 
 _ASK_EVERY_S = 1.0
+#: A trial that another sweep runs is waited for: its result is this sweep's as well.
+_RUN = partial(run_trial, waits_for_others=True)
 
 
 class AttemptFailedError(RuntimeError):
@@ -49,7 +52,7 @@ class SweepTerms:
     desk: Any
     software: Software
     mark: str | None
-    run: Callable[..., TrialResult] = run_trial
+    run: Callable[..., TrialResult] = _RUN
 
 
 def trainable(terms: SweepTerms) -> Any:
