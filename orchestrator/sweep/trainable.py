@@ -62,9 +62,9 @@ class Leave:
         return self._said
 
 
-def trainable(place: Place, specs: dict[str, dict[str, Any]], leave: Any) -> Any:
-    """The class that Tune runs, one instance a worker process."""
-    bound = tune.with_parameters(_run_in_worker, place=place, specs=specs, leave=leave)
+def trainable(place: Place, specs: dict[str, dict[str, Any]], leave: Any, run: Any = run_trial) -> Any:
+    """The class that Tune runs, one instance a worker process; ``run`` is what is called for each trial."""
+    bound = tune.with_parameters(_run_in_worker, place=place, specs=specs, leave=leave, run=run)
 
     class Worker(wrap_function(bound)):  # type: ignore[misc]
         """Notes SIGTERM, which Ray would end the process by; a machine that goes away sends it."""
@@ -76,7 +76,9 @@ def trainable(place: Place, specs: dict[str, dict[str, Any]], leave: Any) -> Any
     return Worker
 
 
-def _run_in_worker(config: dict[str, Any], place: Place, specs: dict[str, dict[str, Any]], leave: Any) -> None:
+def _run_in_worker(
+    config: dict[str, Any], place: Place, specs: dict[str, dict[str, Any]], leave: Any, run: Any = run_trial
+) -> None:
     """Run the trial that ``config`` names.
 
     A failure that is explained ends the trial here, recorded in its folder; anything unexpected is raised, so that
@@ -91,7 +93,7 @@ def _run_in_worker(config: dict[str, Any], place: Place, specs: dict[str, dict[s
     release()  # what the trial before left in this process
     with busy(), DriverListener(leave) as driver:
         try:
-            result = run_trial(
+            result = run(
                 spec,
                 place,
                 trial_id=config["trial"],
