@@ -258,7 +258,7 @@ def _read(path: Path) -> pa.Table:
     found = _whole(path)
     _require_readable(path, found)
     if found.schema.equals(SCHEMA):
-        return found.cast(SCHEMA)
+        return found.replace_schema_metadata(SCHEMA.metadata)
     columns = [
         found[field.name].cast(field.type) if field.name in found.column_names else pa.nulls(len(found), field.type)
         for field in SCHEMA

@@ -20,7 +20,7 @@ from urllib.request import url2pathname
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError
 
 from cryobench.orchestrator.results.run_book import TrackedRun
 from cryobench.orchestrator.results.run_update import EPOCH, WRITTEN, RunMetric, RunUpdate, tracked_run
@@ -71,9 +71,11 @@ class SqlRunWriter:
             return None
         arguments = {"timeout": 30} if uri.startswith("sqlite") else {}
         with explained(uri):
-            writer = cls(
-                sa.create_engine(uri, connect_args=arguments, pool_pre_ping=True), uri, experiment, artifacts, fallback
-            )
+            engine = sa.create_engine(uri, connect_args=arguments, pool_pre_ping=True)
+            try:
+                writer = cls(engine, uri, experiment, artifacts, fallback)
+            except InvalidRequestError:
+                return None  # no such tables here: MLflow is at work in another database than this address says
         found = {name: {column.name for column in table.columns} for name, table in writer._tables.items()}
         if found != {name: set(columns.split()) for name, columns in _COLUMNS.items()}:
             logging.getLogger(__name__).info("MLflow's tables are others than expected; its client writes them.")
