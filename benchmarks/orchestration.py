@@ -219,9 +219,9 @@ def measure(way: str, data: Path, folder: Path, trials: int, epochs: int, uri: s
 
 
 @contextmanager
-def mlflow_server(folder: Path, backend: str | None = None) -> Iterator[str]:
+def mlflow_server(folder: Path, backend: str | None = None, port: int | None = None) -> Iterator[str]:
     """An MLflow server of one worker on this machine; its address. ``backend``: by default SQLite in ``folder``."""
-    port = free_port()
+    port = port or free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", backend or f"sqlite:///{folder / 'server.db'}"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
