@@ -22,7 +22,6 @@ from cryobench.conf.trial import TrialSpec
 from cryobench.workers.place import Place
 from cryobench.workers.record.events import (
     AttemptStarted,
-    EpochFinished,
     Event,
     Failed,
     Finished,
@@ -71,7 +70,7 @@ def run_trial(
         if state.waits_for_user and not retry_failed:
             raise CryobenchError(state.message or "The trial failed before.")
         folder.write_spec(spec)
-        attempt = Attempt(spec, place, folder, report, should_stop)
+        attempt = Attempt(spec, place, folder, report, should_stop, _upload(mirror, place.storage, folder))
         begun = AttemptStarted(host=platform.node(), pid=os.getpid(), device=str(attempt.device), code=code_version())
         report(folder.record(begun))
         try:
@@ -125,11 +124,17 @@ def _mirrored(mirror: Mirror | None, storage: Path, folder: TrialFolder, report:
     mirror.pull_trial(storage, folder.trial_id, whole=True)
 
     def push_and_report(event: Event) -> None:
-        if isinstance(event, AttemptStarted | EpochFinished | Failed | Interrupted | Finished):
+        # Epochs and saved states are uploaded by the thread that writes them; it is idle while these happen.
+        if isinstance(event, AttemptStarted | Failed | Interrupted | Finished):
             mirror.push_trial(storage, folder.trial_id)
         report(event)
 
     yield push_and_report
+
+
+def _upload(mirror: Mirror | None, storage: Path, folder: TrialFolder) -> Callable[[], None]:
+    """Brings the trial's folder to the object store, if there is one."""
+    return (lambda: mirror.push_trial(storage, folder.trial_id)) if mirror else (lambda: None)
 
 
 def _dump_stacks(path: Path) -> None:
