@@ -19,6 +19,7 @@ from cryobench.conf.errors import (
     OutOfMemoryError,
 )
 from cryobench.conf.trial import TrialSpec
+from cryobench.workers.model.numerics import is_refusal
 from cryobench.workers.place import Place
 from cryobench.workers.record.events import (
     AttemptStarted,
@@ -150,5 +151,10 @@ def _explained(error: Exception, spec: TrialSpec) -> Exception:
             f"Out of memory with batches of {spec.protocol.batch_size} crops, alone on the device, and also with their "
             f"gradient gathered from parts where that could help ({str(error)[:200]}). Use a larger device, or lower "
             "protocol.batch_size (another protocol, so another trial)."
+        )
+    if is_refusal(error):
+        return ConfigError(
+            f"This trial cannot be deterministic on its device: {str(error).partition('. ')[0][:300]}. Set "
+            "protocol.deterministic=false (another protocol, so another trial), or run it on the CPU."
         )
     return error

@@ -11,7 +11,8 @@ from cryobench.conf.trial import TrialSpec
 from cryobench.datasets.store.location import below
 from cryobench.workers.model.build import build_model
 from cryobench.workers.model.cost import multiply_adds
-from cryobench.workers.model.segmentation import SegmentationModel, set_precision
+from cryobench.workers.model.numerics import set_numerics
+from cryobench.workers.model.segmentation import SegmentationModel
 from cryobench.workers.place import Place
 from cryobench.workers.record.checkpoint import Progress, weights_digest
 from cryobench.workers.record.events import Decoding, Finished, Note, OutOfMemory, Report
@@ -158,7 +159,7 @@ class Attempt:
     def _set_up_torch(self) -> None:
         protocol = self.context.spec.protocol
         torch.set_num_threads(protocol.cpu_threads)
-        set_precision(protocol.precision, protocol.deterministic)
+        set_numerics(protocol.precision, protocol.deterministic)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 

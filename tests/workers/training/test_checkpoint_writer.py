@@ -130,18 +130,19 @@ def test_what_goes_wrong_is_raised_in_the_thread_that_trains_and_the_state_befor
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with (
-        pytest.raises(DiskFullError, match="latest-0002"),
-        CheckpointWriter(Checkpoints(tmp_path)) as writer,
-    ):  # and again on leaving
-        writer.save(state_of(1), is_best=True)
-        writer.flush()
-        writer.save(state_of(2), is_best=False)
-        with pytest.raises(DiskFullError, match="No space left while writing .*latest-0002"):
+
+    def three() -> None:
+        with CheckpointWriter(Checkpoints(tmp_path)) as writer:
+            writer.save(state_of(1), is_best=True)
             writer.flush()
-        assert writer.failed
-        with pytest.raises(DiskFullError):
+            writer.save(state_of(2), is_best=False)
+            with pytest.raises(DiskFullError):
+                writer.flush()
+            assert writer.failed
             writer.save(state_of(3), is_best=False)
+
+    with pytest.raises(DiskFullError, match="No space left while writing .*latest-0002"):
+        three()
     assert written(tmp_path) == (1, 1.0, 1.0)
 
 
