@@ -63,7 +63,7 @@ def _set_workspace(environment: MutableMapping[str, str], deterministic: bool) -
     newer GPUs.
     """
     if _WORKSPACE not in environment:
-        if deterministic and torch.cuda.is_available() and torch.cuda.is_initialized():
+        if deterministic and torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             raise ConfigError(
                 f"protocol.deterministic=true needs {_WORKSPACE}={_ALIKE[0]} before the GPU is first used, and this "
                 "process used it already. Set the variable where you start it."
