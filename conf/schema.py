@@ -164,7 +164,10 @@ class ResourceSpec(Strict):
     prefetch_batches: Annotated[int, Field(ge=1)] = 8
     checkpoint_every_s: Annotated[float, Field(gt=0)] = 600.0
     stall_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    lease_s: Annotated[float, Field(gt=0)] = 60.0
+    storage_patience_s: Annotated[float, Field(ge=0)] = 600.0
     cache_limit_gb: Annotated[float, Field(gt=0)] = 200.0
+    cache_dir: str | None = None
 
 
 # --- sweeps ----------------------------------------------------------------------------------------------

@@ -30,7 +30,10 @@ def compare(first: Trial, second: Trial, storage: Storage = None, json: Json = F
 
     def folder(text: str) -> TrialFolder:
         path = Path(text)
-        return TrialFolder.at(path.resolve()) if path.is_dir() else TrialFolder(where.storage, text)
+        if path.is_dir():
+            return TrialFolder.at(path.resolve())
+        where.bring_trials([text])
+        return TrialFolder(where.storage, text)
 
     found = compare_trials(folder(first), folder(second))
     if json:

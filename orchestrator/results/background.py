@@ -79,6 +79,8 @@ class BackgroundReconciler:
         while (late := self._not_ended(ended)) and time.monotonic() < deadline:
             time.sleep(0.5)
             self._pass(late)
+        if self._mirror:
+            self._mirror.pull_projections(self._storage)
         self._reconciler.compact()
         self._reconciler.finish(self._record.name, self._record.trials)
         if self._mirror:
@@ -111,6 +113,8 @@ class BackgroundReconciler:
             raise
         if self._reconciler.rows_changed and now - self._compacted >= _COMPACT_S:
             self._compacted = now
+            if self._mirror:
+                self._mirror.pull_projections(self._storage)  # rows of other sweeps' drivers
             self._reconciler.compact()
             if self._mirror:
                 self._mirror.push_projections(self._storage)

@@ -102,9 +102,15 @@ class Reconciler:
             done: called after each trial.
         """
         self.unreachable = None
-        left = set()
+        left: set[str] = set()
+        asked = list(trials)
+        try:
+            self._look_at_storage(asked)
+        except StorageError as error:  # said once; all of them are looked at when it is back
+            self.unreachable = str(error)
+            return set(asked)
         with self.lock:  # of two drivers on one storage, one at a time: no run is made twice
-            for trial in trials:
+            for trial in asked:
                 try:
                     if not self._one(trial, live):
                         left.add(trial)
@@ -139,18 +145,30 @@ class Reconciler:
 
     def compact(self) -> pa.Table:
         """Gather the rows into one table; rows of trials whose folders are gone leave it."""
+        self._look_at_storage([])
         self.rows_changed = False
+        stored = self.mirror.trials() if self.mirror else None
+
+        def exists(trial: str) -> bool:
+            if stored is not None:  # of other sweeps' trials nothing is here
+                return trial in stored
+            return (TrialFolder(self.storage, trial).path / SPEC).exists()
+
         with self.lock:  # two at once: the older table would replace the newer
-            return compact(
-                self.storage,
-                exists=lambda trial: (TrialFolder(self.storage, trial).path / SPEC).exists(),
-                unreadable=self._note,
+            return compact(self.storage, exists=exists, unreadable=self._note)
+
+    def _look_at_storage(self, trials: list[str]) -> None:
+        """See that the storage is there, before anything makes a folder in its place; bring what is new of trials."""
+        if self.mirror:
+            self.mirror.pull_trials(self.storage, trials)
+        elif not (self.storage / "trials").is_dir():
+            raise StorageError(
+                f"Storage {self.storage} is not there: it holds no trials folder. Bring it back to its place, or mount "
+                "it; MLflow and the leaderboard are brought up to date then, at the latest by cryobench sync."
             )
 
     def _one(self, trial: str, live: str | None) -> bool:
         """Whether nothing is left to be done for this trial until there is news of it."""
-        if self.mirror:
-            self.mirror.pull_trial(self.storage, trial, whole=False)
         folder = TrialFolder(self.storage, trial)
         signature = _signature(folder)  # before reading: what is written meanwhile is news for the next pass
         state = folder.state()

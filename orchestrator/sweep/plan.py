@@ -125,7 +125,20 @@ def make_plan(sweep: SweepSpec, where: Places) -> Plan:
     for encoder, dataset, regime, lr, seed in _grid(sweep):
         trial = surveyor.trial(encoder, dataset, regime, lr, seed)
         trials.setdefault(trial.spec.trial_id, trial)
-    return Plan(sweep, tuple(trials.values()))
+    plan = Plan(sweep, tuple(trials.values()))
+    return refreshed(plan, where) if where.storage_url else plan  # of a store, all at once
+
+
+def refreshed(plan: Plan, where: Places) -> Plan:
+    """The same plan with what its trials' folders say now.
+
+    Raises:
+        StorageError: the object store cannot be reached.
+    """
+    ready = [trial for trial in plan.trials if not trial.provisional]
+    where.bring_trials([name for trial in ready for name in (trial.spec.trial_id, *trial.spec.former_ids)])
+    trials = (trial if trial.provisional else planned(trial.spec, where.storage) for trial in plan.trials)
+    return Plan(plan.sweep, tuple(trials))
 
 
 def _grid(sweep: SweepSpec) -> Iterator[tuple[EncoderSpec, DatasetSpec, RegimeSpec, float, int]]:

@@ -262,8 +262,9 @@ def test_a_full_disk_ends_a_trial_that_continues_later(
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
+    at_once = replace(place, resources=ResourceSpec(storage_patience_s=0))
     with pytest.raises(DiskFullError, match="No space left while writing .*latest-0003.*run the same command again"):
-        run_trial(one_trial(), place)
+        run_trial(one_trial(), at_once)
     monkeypatch.undo()
     folder = TrialFolder(place.storage, one_trial().trial_id)
     assert ended(place, one_trial()) == ("failed", "disk_full")
@@ -298,17 +299,6 @@ def test_an_unexpected_error_is_recorded_and_retried(
     last = folder.events()[-1]
     assert isinstance(last, Failed)
     assert "in broken" in last.trace
-
-
-def test_two_processes_never_run_the_same_trial(place: Place, one_trial: Build) -> None:
-    folder = TrialFolder(place.storage, one_trial().trial_id)
-    again = TrialFolder(place.storage, one_trial().trial_id)
-    with (
-        folder.locked(),
-        pytest.raises(CryobenchError, match="is being run by another process"),
-        again.locked(patience_s=0.1),
-    ):
-        pass
 
 
 def test_too_few_tiles_for_a_batch_is_explained(place: Place, one_trial: Build) -> None:

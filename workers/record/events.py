@@ -132,6 +132,28 @@ class Ended(Event):
     epochs: int | None = None
 
 
+class Placed(Event):
+    """Reported only: the node (Ray's id of it) and process that took the trial up, and its device.
+
+    ``device_memory_mb`` is all that the device has, where it is a GPU.
+    """
+
+    event: Literal["placed"] = "placed"
+    node: str
+    host: str
+    pid: int
+    device: str
+    device_memory_mb: float | None = None
+
+
+class Stumbled(Event):
+    """Reported only: an attempt failed in a way that may be its node's; the driver decides what follows."""
+
+    event: Literal["stumbled"] = "stumbled"
+    kind: str
+    message: str
+
+
 class UnknownEvent(Event):
     """A line that no class here can read; ``line`` is what it holds."""
 
@@ -160,6 +182,8 @@ _CLASSES: dict[str, type[Event]] = {
         Note,
         Decoding,
         Ended,
+        Placed,
+        Stumbled,
     )
 }
 
