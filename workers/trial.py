@@ -24,6 +24,7 @@ from cryobench.conf.errors import (
 from cryobench.conf.trial import TrialSpec
 from cryobench.workers.model.numerics import is_refusal
 from cryobench.workers.place import Place
+from cryobench.workers.record.comparison import pruned
 from cryobench.workers.record.events import AttemptStarted, Failed, Interrupted, Note, Report
 from cryobench.workers.record.files import fenced
 from cryobench.workers.record.folder import STACKS, TrialFolder
@@ -163,6 +164,8 @@ def retest_trial(trial_id: str, place: Place) -> tuple[TestMetrics, TestMetrics]
     try:
         return result.test, Attempt(spec, place, folder, lambda event: None, lambda: False).retest()
     except (OSError, KeyError, ValueError) as error:
+        if why := pruned(folder):
+            raise BadCheckpointError(why) from error
         raise BadCheckpointError(
             f"The best checkpoint of trial {trial_id} cannot be read ({error}). Its result stands, but can only be "
             f"made again by running the trial anew: remove {folder.path} and run its sweep."
