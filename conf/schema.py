@@ -120,7 +120,7 @@ class ProtocolSpec(Strict):
     """Every value of training and evaluation that can change a result (BENCHMARK.md's are the defaults).
 
     ``precision``: ``fp32`` as published (convolutions may use TF32, as torch does by default), ``tf32`` for matrix
-    products too, ``bf16`` by autocast. ``deterministic`` asks torch for algorithms that always round alike on a GPU.
+    products too, ``bf16`` by autocast. ``deterministic``: algorithms that always round alike on a GPU, or an error.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 80

@@ -13,6 +13,7 @@ from cryobench.orchestrator.commands import (
     data,
     encoders,
     mlflow_ui,
+    prune,
     results,
     sweeps,
     tables,
@@ -33,6 +34,7 @@ app.command()(tables.leaderboard)
 results.register(app)
 app.command()(mlflow_ui.ui)
 app.command()(compare.compare)
+app.command()(prune.prune)
 app.add_typer(trials.app, name="trial")
 app.add_typer(data.app, name="data")
 app.add_typer(encoders.app, name="encoders")

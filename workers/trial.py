@@ -23,7 +23,9 @@ from cryobench.conf.errors import (
     storage_trouble,
 )
 from cryobench.conf.trial import TrialSpec
+from cryobench.workers.model.numerics import is_refusal
 from cryobench.workers.place import Place
+from cryobench.workers.record.comparison import pruned
 from cryobench.workers.record.events import AttemptStarted, Failed, Interrupted, Note, Report
 from cryobench.workers.record.files import fenced
 from cryobench.workers.record.folder import STACKS, TrialFolder
@@ -90,11 +92,11 @@ def run_trial(
         waiting=waiting,
     ) as held:
         guard = StorageGuard(held, folder, report, should_stop, place.resources.storage_patience_s)
-        with fenced(folder.path, guard), pushing(mirror, place.storage, guard) as report_pushed:
+        with fenced(folder.path, guard), pushing(mirror, place.storage, guard) as (report_pushed, upload):
             if file.unconditional is not None:
                 text = f"Two workers at once cannot be excluded on this storage: {file.unconditional}."
                 report(Note(message=text))
-            return _run_held(spec, place, folder, report_pushed, guard.should_stop, retry_failed)
+            return _run_held(spec, place, folder, report_pushed, guard.should_stop, upload, retry_failed)
 
 
 def _run_held(
@@ -103,6 +105,7 @@ def _run_held(
     folder: TrialFolder,
     report: Report,
     should_stop: Callable[[], bool],
+    upload: Callable[[], None],
     retry_failed: bool,
 ) -> TrialResult:
     result = folder.result()
@@ -112,7 +115,7 @@ def _run_held(
     if state.waits_for_user and not retry_failed:
         raise CryobenchError(state.message or "The trial failed before.")
     folder.write_spec(spec)
-    attempt = Attempt(spec, place, folder, report, should_stop)
+    attempt = Attempt(spec, place, folder, report, should_stop, upload)
     begun = AttemptStarted(host=platform.node(), pid=os.getpid(), device=str(attempt.device), code=code_version())
     report(folder.record(begun))
     try:
@@ -163,6 +166,8 @@ def retest_trial(trial_id: str, place: Place) -> tuple[TestMetrics, TestMetrics]
     try:
         return result.test, Attempt(spec, place, folder, lambda event: None, lambda: False).retest()
     except (OSError, KeyError, ValueError) as error:
+        if why := pruned(folder):
+            raise BadCheckpointError(why) from error
         raise BadCheckpointError(
             f"The best checkpoint of trial {trial_id} cannot be read ({error}). Its result stands, but can only be "
             f"made again by running the trial anew: remove {folder.path} and run its sweep."
@@ -190,5 +195,10 @@ def _explained(error: Exception, spec: TrialSpec, folder: TrialFolder) -> Except
             f"Out of memory with batches of {spec.protocol.batch_size} crops, alone on the device, and also with their "
             f"gradient gathered from parts where that could help ({str(error)[:200]}). Use a larger device, or lower "
             "protocol.batch_size (another protocol, so another trial)."
+        )
+    if is_refusal(error):
+        return ConfigError(
+            f"This trial cannot be deterministic on its device: {str(error).partition('. ')[0][:300]}. Set "
+            "protocol.deterministic=false (another protocol, so another trial), or run it on the CPU."
         )
     return error

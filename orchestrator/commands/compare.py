@@ -59,6 +59,8 @@ def _print(found: Comparison, first: str, second: str) -> None:
     _print_pairs("results that differ", found.outcome)
     if found.weights is None:
         console.print("Weights: not compared; one of the two has no best checkpoint.")
+        for why in found.pruned:
+            console.print(why, highlight=False, markup=False, soft_wrap=True)
     elif not found.weights:
         console.print(f"Weights: all {found.tensors} tensors of the best checkpoints are the same, bit for bit.")
     else:

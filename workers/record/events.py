@@ -107,6 +107,14 @@ class Finished(Event):
     status: str
 
 
+class Pruned(Event):
+    """The best weights of a finished trial, ``file``, were removed with ``bytes`` in all; its result stands."""
+
+    event: Literal["pruned"] = "pruned"
+    file: str
+    bytes: int
+
+
 class Note(Event):
     """Something the user should read; nothing ends by it."""
 
@@ -179,6 +187,7 @@ _CLASSES: dict[str, type[Event]] = {
         Interrupted,
         Failed,
         Finished,
+        Pruned,
         Note,
         Decoding,
         Ended,

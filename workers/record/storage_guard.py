@@ -10,7 +10,6 @@ from pathlib import Path
 from cryobench.conf.errors import CryobenchError, DiskFullError, StorageError
 from cryobench.workers.record.events import (
     AttemptStarted,
-    EpochFinished,
     Event,
     Failed,
     Finished,
@@ -90,14 +89,18 @@ class StorageGuard:
 
 
 @contextmanager
-def pushing(mirror: Mirror | None, storage: Path, guard: StorageGuard) -> Iterator[Report]:
-    """A ``report`` that first brings the trial's folder to its object store, if there is one.
+def pushing(mirror: Mirror | None, storage: Path, guard: StorageGuard) -> Iterator[tuple[Report, Callable[[], None]]]:
+    """What brings the trial's folder to its object store, if there is one.
 
-    While the store is away training goes on: what an epoch did not bring, the next one does. Only the end of an attempt
-    waits for it.
+    While the store is away training goes on: what one upload did not bring, the next one does. Only the end of an
+    attempt waits for it.
+
+    Yields:
+        A ``report`` that first brings it at the start and the end of an attempt, and what brings it after epochs and
+        saved states, in the thread that writes those.
     """
     if mirror is None:
-        yield guard.report
+        yield guard.report, lambda: None
         return
     trial = guard.folder.trial_id
     mirror.fence = guard.held.require
@@ -106,16 +109,19 @@ def pushing(mirror: Mirror | None, storage: Path, guard: StorageGuard) -> Iterat
     if guard.folder.result() is not None:
         mirror.push_trial(storage, trial)  # it may be that only the last upload of an earlier attempt was lost
 
-    def push_and_report(event: Event) -> None:
+    def upload() -> None:
         nonlocal away
-        if isinstance(event, AttemptStarted | EpochFinished):
-            try:
-                mirror.push_trial(storage, trial)
-                away = False
-            except StorageError as error:
-                if not away:
-                    guard.report(Note(message=f"{error} Training goes on; its files are brought when it is back."))
-                away = True
+        try:
+            mirror.push_trial(storage, trial)
+            away = False
+        except StorageError as error:
+            if not away:
+                guard.report(Note(message=f"{error} Training goes on; its files are brought when it is back."))
+            away = True
+
+    def push_and_report(event: Event) -> None:
+        if isinstance(event, AttemptStarted):
+            upload()
         elif isinstance(event, Failed | Interrupted | Finished):
             while True:
                 try:
@@ -127,4 +133,4 @@ def pushing(mirror: Mirror | None, storage: Path, guard: StorageGuard) -> Iterat
                         raise
         guard.report(event)
 
-    yield push_and_report
+    yield push_and_report, upload
