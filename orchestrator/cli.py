@@ -13,6 +13,7 @@ from cryobench.orchestrator.commands import (
     data,
     encoders,
     mlflow_ui,
+    planning,
     results,
     sweeps,
     tables,
@@ -28,6 +29,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+app.command()(planning.plan)
 sweeps.register(app)
 app.command()(tables.leaderboard)
 results.register(app)
