@@ -15,6 +15,7 @@ from cryobench.orchestrator.commands import (
     mlflow_ui,
     planning,
     results,
+    status_view,
     sweeps,
     tables,
     trials,
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.command()(planning.plan)
 sweeps.register(app)
+app.command()(status_view.status)
 app.command()(tables.leaderboard)
 results.register(app)
 app.command()(mlflow_ui.ui)

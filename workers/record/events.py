@@ -114,6 +114,16 @@ class Note(Event):
     message: str
 
 
+class SystemLoad(Event):
+    """What the trial's node and process were busy with, as means since the last such event: names of MLflow's system
+    metrics (``cpu_utilization_percentage``, ``gpu_0_memory_usage_megabytes``, ...). Nothing is decided by it.
+    """
+
+    event: Literal["system_load"] = "system_load"
+    node: str
+    values: dict[str, float]
+
+
 class Decoding(Event):
     """Reported only: how far the store's decoding into the node cache is."""
 
@@ -158,6 +168,7 @@ _CLASSES: dict[str, type[Event]] = {
         Failed,
         Finished,
         Note,
+        SystemLoad,
         Decoding,
         Ended,
     )

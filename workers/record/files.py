@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cryobench.conf.errors import RecordError, disk_full
+
+#: Of the threads of a process one appends at a time: another's half of a line would pass for a torn one.
+_APPENDING = threading.Lock()
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -76,10 +80,13 @@ def read_record(path: Path, current: int, migrations: Mapping[int, Callable[[dic
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Append one JSON line; a torn line of a killed writer is ended first, so that it spoils no other."""
+    """Append one JSON line; a torn line of a killed writer is ended first, so that it spoils no other.
+
+    Threads may append to one file at once; of processes, only the one that holds the folder does.
+    """
     line = json.dumps(value, allow_nan=False)
     try:
-        with path.open("ab+") as file:
+        with _APPENDING, path.open("ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
