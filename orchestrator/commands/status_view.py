@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from cryobench.orchestrator.formatting import duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
     from cryobench.orchestrator.sweep.status import SweepStatus
     from cryobench.orchestrator.sweep.survey import TrialView
@@ -127,7 +128,7 @@ def _until(state: str) -> tuple[str, ...]:
     return order[: order.index(state) + 1]
 
 
-def _table(*columns: str) -> Any:
+def _table(*columns: str) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -138,7 +139,7 @@ def _table(*columns: str) -> Any:
     return table
 
 
-def _add_row(table: Any, *cells: str) -> None:
+def _add_row(table: Table, *cells: str) -> None:
     from rich.text import Text
 
     table.add_row(*(Text(cell) for cell in cells))  # as they are: a message may hold brackets

@@ -20,11 +20,13 @@ from cryobench.conf.trial import TrialSpec
 from cryobench.orchestrator.formatting import masked
 from cryobench.orchestrator.results.run_book import RunBook, TrackedRun
 from cryobench.orchestrator.results.run_content import epoch_metrics, params_of, result_metrics, result_tags, tags_of
+from cryobench.orchestrator.results.system_metrics import load_metrics, loads_of
 from cryobench.workers.record.events import Event
 from cryobench.workers.record.folder import CONFUSION_PICTURE, RESULT, SAMPLES_PICTURE, SPEC, TrialFolder
 from cryobench.workers.record.result import TrialResult
 
 _EPOCH, _WRITTEN, _ROLE = "cryobench.epoch", "cryobench.result", "cryobench.role"
+_LOADS = "cryobench.loads"
 _BATCH = 900
 #: What MLflow answers about one run; any other error is about the server.
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "MALFORMED_REQUEST"}
@@ -124,7 +126,7 @@ class Tracker:
             or self._look_up(trial)
             or self._create(trial, folder.spec(), _milliseconds(events[0]))
         )
-        run = self._log_epochs(run, folder)
+        run = self._log_loads(self._log_epochs(run, folder), events)
         result = folder.result()
         written = hashlib.sha256((folder.path / RESULT).read_bytes()).hexdigest()[:16] if result else ""
         if result and run.written != written:
@@ -208,6 +210,20 @@ class Tracker:
         self._client.log_batch(run.run_id, tags=[RunTag(_EPOCH, str(run.epoch))])
         return run
 
+    def _log_loads(self, run: TrackedRun, events: list[Event]) -> TrackedRun:
+        from mlflow.entities import Metric, RunTag
+
+        samples = loads_of(events)
+        new = samples[run.loads :]
+        if not new:
+            return run
+        metrics = [Metric(*values) for values in load_metrics(new, first=run.loads)]
+        tags = [RunTag("node", new[-1].node), RunTag(_LOADS, str(len(samples)))]
+        for start in range(0, len(metrics), _BATCH):
+            self._client.log_batch(run.run_id, metrics=metrics[start : start + _BATCH])
+        self._client.log_batch(run.run_id, tags=tags)
+        return run.with_loads(len(samples))
+
     def _log_result(
         self, run: TrackedRun, folder: TrialFolder, result: TrialResult, ended: int, written: str
     ) -> TrackedRun:
@@ -279,7 +295,11 @@ def mend_artifact_locations(storage: Path, tell: Callable[[str], None]) -> None:
 def _tracked(run: Any) -> TrackedRun:
     tags = run.data.tags
     return TrackedRun(
-        str(run.info.run_id), int(tags.get(_EPOCH, 0)), str(tags.get(_WRITTEN, "")), str(tags.get("status", ""))
+        str(run.info.run_id),
+        int(tags.get(_EPOCH, 0)),
+        str(tags.get(_WRITTEN, "")),
+        str(tags.get("status", "")),
+        int(tags.get(_LOADS, 0)),
     )
 
 

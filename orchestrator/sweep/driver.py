@@ -20,6 +20,7 @@ from cryobench.orchestrator.results.background import BackgroundReconciler
 from cryobench.orchestrator.sweep.capacity import device_for_trial, gpus_for_trial, live_nodes, require_fit
 from cryobench.orchestrator.sweep.crash import record_crash
 from cryobench.orchestrator.sweep.former_names import rename_former_trials
+from cryobench.orchestrator.sweep.observer import SweepObserver
 from cryobench.orchestrator.sweep.plan import Plan, PlannedTrial
 from cryobench.orchestrator.sweep.preemption import leaving_on_sigterm
 from cryobench.orchestrator.sweep.progress import SweepProgress
@@ -72,7 +73,13 @@ def run_sweep(
     record = record_sweep(where.storage, plan.sweep, plan.trial_ids)
     if mirror:
         mirror.push_projections(where.storage)
-    reconciler = BackgroundReconciler(where.storage, record, uri, lambda text: say(f"Warning: {text}"), mirror=mirror)
+    observer = SweepObserver.of(plan, where.storage, uri)
+
+    def warn(text: str) -> None:
+        say(f"Warning: {text}")
+        observer.warn(text)
+
+    reconciler = BackgroundReconciler(where.storage, record, uri, warn, mirror=mirror)
     todo = plan.to_run(retry_failed)
     reconciler.note(record.trials)
     progress = SweepProgress(
@@ -86,9 +93,10 @@ def run_sweep(
     try:
         if todo:
             with progress:
-                run = _Run(todo, where, plan.sweep.resources, address, progress, reconciler, mirror)
+                run = _Run(todo, where, plan.sweep.resources, address, progress, reconciler, mirror, observer)
                 interrupted = run.to_its_end()
     finally:
+        observer.driver_ends(progress.counts, interrupted)
         tracked = reconciler.close(progress.finished())
     counts = {name: count for name, count in progress.counts.items() if count}
     return SweepOutcome(counts, interrupted, tracked)
@@ -105,6 +113,7 @@ class _Run:
     progress: SweepProgress
     reconciler: BackgroundReconciler
     mirror: Mirror | None
+    observer: SweepObserver
 
     def to_its_end(self) -> bool:
         """Whether the user interrupted.
@@ -131,6 +140,7 @@ class _Run:
                     return bool(left)
             concurrent = max(1, running - 1)
             self.progress.tell_low_memory(concurrent)
+            self.observer.forget_running(f"A node ran out of memory; going on, {concurrent} at a time.")
             retries_left -= 1
 
     def _fit(self, concurrent: int | None) -> None:
@@ -175,7 +185,7 @@ class _Run:
                 name="sweep",
                 storage_path=scratch,
                 failure_config=tune.FailureConfig(max_failures=self.resources.crash_retries),
-                callbacks=[Watcher(self.progress, self.reconciler, crashed)],
+                callbacks=[Watcher(self.progress, self.reconciler, crashed, self.observer)],
                 verbose=0,
             ),
         )

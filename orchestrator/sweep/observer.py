@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 
+from cryobench.orchestrator.sweep.plan import Plan
 from cryobench.orchestrator.sweep.prometheus import TrialGauge
 from cryobench.orchestrator.sweep.sweep_log import Level, SweepLog
 from cryobench.workers.record.events import AttemptStarted, Decoding, Ended, EpochFinished, Event, Failed, Finished
+from cryobench.workers.training.provenance import code_version
 
 #: Epochs of one trial are logged at most this often: their folders hold all of them.
 _EPOCHS_EVERY_S = 60.0
+#: States of a plan that the metrics call waiting.
+_WAITING = {"pending": "waiting", "begun": "waiting"}
 
 
 class SweepObserver:
@@ -24,11 +31,28 @@ class SweepObserver:
     """
 
     def __init__(self, log: SweepLog, sweep: str, states: Mapping[str, str]) -> None:
-        self._log, self._states = log, dict(states)
+        self._log, self._states, self._counts = log, dict(states), Counter(states.values())
         self._gauge = TrialGauge(sweep)
         self._nodes: dict[str, str] = {}
         self._logged: dict[str, float] = {}
-        self._show()
+
+    @classmethod
+    def of(cls, plan: Plan, storage: Path, uri: str | None) -> SweepObserver:
+        """The observer of a driver that begins to run ``plan``; ``uri``, MLflow's, is logged without its password."""
+        log = SweepLog(storage, plan.sweep.name, uri or "")
+        states = {t.spec.trial_id: _WAITING.get(t.state, t.state) for t in plan.trials if not t.provisional}
+        resources = plan.sweep.resources.model_dump(mode="json")
+        log.write(
+            "driver_started",
+            node=platform.node(),
+            pid=os.getpid(),
+            code=code_version(),
+            tracking=uri,
+            states=dict(Counter(states.values())),
+            blocked=len(plan.blocked),
+            resources=resources,
+        )
+        return cls(log, plan.sweep.name, states)
 
     def tell(self, trial: str, event: Event) -> None:
         """An event that a worker reported."""
@@ -70,27 +94,19 @@ class SweepObserver:
     def forget_running(self, message: str) -> None:
         """All workers are gone at once."""
         self.warn(message)
-        for trial, state in self._states.items():
+        for trial, state in list(self._states.items()):
             if state == "running":
-                self._states[trial] = "waiting"
-        self._show()
+                self._enter(trial, "waiting")
 
-    def close(self, counts: Mapping[str, int], interrupted: bool) -> None:
-        """The driver is done."""
+    def driver_ends(self, counts: Mapping[str, int], interrupted: bool) -> None:
+        """The driver is done with its trials."""
         self._log.write("driver_ended", counts=dict(counts), interrupted=interrupted)
-        self._log.close()
 
     def _write(self, trial: str, event: str, level: Level = "info", **details: object) -> None:
         self._log.write(event, level=level, trial=trial, node=self._nodes.get(trial), **details)
 
     def _enter(self, trial: str, state: str) -> None:
+        self._counts[self._states.get(trial, state)] -= trial in self._states
+        self._counts[state] += 1
         self._states[trial] = state
-        self._show()
-
-    def _show(self) -> None:
-        self._gauge.show(Counter(self._states.values()))
-
-
-def first_states(trials: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """By id, the state in which a sweep finds its trials: what is planned or was begun waits."""
-    return {trial: "waiting" if state in ("pending", "begun") else state for trial, state in trials}
+        self._gauge.show(self._counts)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 from cryobench.orchestrator.formatting import masked
 from cryobench.workers.record.files import read_lines
@@ -37,11 +37,10 @@ class SweepLog:
     """
 
     def __init__(self, storage: Path, sweep: str, secret: str = "") -> None:
-        self._secret, self._lost, self._number = secret, 0, 0
+        self._secret, self._lost, self._part = secret, 0, 0
         host = re.sub(r"[^\w.-]", "_", platform.node())
         started = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         self._stem = logs_folder(storage, sweep) / f"driver-{started}-{host}-{os.getpid()}"
-        self._file: TextIO | None = None
         self._lock = threading.Lock()
 
     def write(
@@ -58,29 +57,18 @@ class SweepLog:
             if self._lost:
                 line["lines_lost"] = self._lost
             try:
-                self._append(json.dumps(line, default=str))
+                self._append(json.dumps(line, default=str) + "\n")
                 self._lost = 0
             except (OSError, ValueError):
                 self._lost += 1
-                self._file = None  # a storage that comes back is opened anew
-
-    def close(self) -> None:
-        """Give the file back."""
-        with self._lock:
-            if self._file is not None:
-                self._file.close()
-                self._file = None
 
     def _append(self, text: str) -> None:
-        if self._file is None or self._file.tell() > _PART_BYTES:
-            if self._file is not None:
-                self._file.close()
-                self._number += 1
-            path = self._stem.with_name(f"{self._stem.name}.{self._number}.jsonl")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a")
-        self._file.write(text + "\n")
-        self._file.flush()
+        path = self._stem.with_name(f"{self._stem.name}.{self._part}.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:  # opened anew each time: a storage may have been away
+            file.write(text)
+            if file.tell() > _PART_BYTES:
+                self._part += 1
 
 
 def logs_folder(storage: Path, sweep: str) -> Path:

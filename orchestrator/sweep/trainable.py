@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import closing
 from typing import Any
 
 import ray
@@ -12,6 +13,8 @@ from ray.tune.trainable import wrap_function
 
 from cryobench.conf.errors import CryobenchError, HungReadError, InterruptedTrialError
 from cryobench.conf.trial import TrialSpec
+from cryobench.orchestrator.sweep.prometheus import WorkerGauges
+from cryobench.orchestrator.sweep.system_load import LoadSampler
 from cryobench.workers.place import Place
 from cryobench.workers.record.events import (
     AttemptStarted,
@@ -27,8 +30,9 @@ from cryobench.workers.record.events import (
     OutOfMemory,
     Resumed,
 )
+from cryobench.workers.record.folder import TrialFolder
 from cryobench.workers.termination import asked_to_leave, busy, listen
-from cryobench.workers.training.memory import release
+from cryobench.workers.training.memory import gpu_memory, release
 from cryobench.workers.trial import run_trial
 
 #: Reported events the driver is interested in; all others stay in the folder.
@@ -83,13 +87,16 @@ def _run_in_worker(config: dict[str, Any], place: Place, specs: dict[str, dict[s
     Tune tries again from the last checkpoint, and so is having to leave this machine.
     """
     spec = TrialSpec.model_validate(specs[config["trial"]])
+    gauges = WorkerGauges(spec, gpu_memory)
+    load = LoadSampler(TrialFolder(place.storage, config["trial"]), gpu=place.device != "cpu")
 
     def report(event: Event) -> None:
+        gauges.tell(event)
         if isinstance(event, _NEWS):
             tune.report(event.plain())
 
     release()  # what the trial before left in this process
-    with busy(), DriverListener(leave) as driver:
+    with busy(), DriverListener(leave) as driver, load, closing(gauges):
         try:
             result = run_trial(
                 spec,

@@ -8,6 +8,7 @@ from typing import Any
 from ray import tune
 
 from cryobench.orchestrator.results.background import BackgroundReconciler
+from cryobench.orchestrator.sweep.observer import SweepObserver
 from cryobench.orchestrator.sweep.progress import SweepProgress
 from cryobench.workers.record.events import event_of
 
@@ -22,12 +23,18 @@ class Watcher(tune.Callback):
         progress: the live table.
         reconciler: is told which trials have news.
         record_crash: writes into a trial's folder that its retries are used up, and says what is known then.
+        observer: the sweep's log and metrics.
     """
 
     def __init__(
-        self, progress: SweepProgress, reconciler: BackgroundReconciler, record_crash: Callable[[str, str], str]
+        self,
+        progress: SweepProgress,
+        reconciler: BackgroundReconciler,
+        record_crash: Callable[[str, str], str],
+        observer: SweepObserver,
     ) -> None:
         self._progress, self._reconciler, self._record_crash = progress, reconciler, record_crash
+        self._observer = observer
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """Tune pickles its callbacks with its state, to restore from; the folders are what we restore from."""
@@ -36,17 +43,22 @@ class Watcher(tune.Callback):
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         """A worker reported an event."""
         self._progress.tell(trial.config["trial"], event_of(result))
+        self._observer.tell(trial.config["trial"], event_of(result))
         self._reconciler.note([trial.config["trial"]])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A worker died and the trial is tried again."""
         self._progress.recover(trial.config["trial"], trial.num_failures)
+        why = explain_crash(trial.get_error(), trial.num_failures)
+        self._observer.recover(trial.config["trial"], trial.num_failures, why)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """The retries are used up."""
         trial_id = trial.config["trial"]
         message = explain_crash(trial.get_error(), trial.num_failures)
-        self._progress.end(trial_id, "failed", self._record_crash(trial_id, message))
+        known = self._record_crash(trial_id, message)
+        self._progress.end(trial_id, "failed", known)
+        self._observer.end(trial_id, "failed", message=known)
         self._reconciler.note([trial_id])
 
 

@@ -80,7 +80,7 @@ class Fitting:
     def _epoch(self, epoch: int, loader: BatchLoader) -> None:
         """Train, check, validate and save one epoch; `_state` is then the one after it."""
         context, protocol, state = self._context, self._context.spec.protocol, self._state
-        began = time.monotonic()
+        began, before = time.monotonic(), state.position.step if state.position else 0
         position = self._train(state.position or epoch_start(context.spec, epoch, context.device), loader)
         with context.timed("training"):  # a GPU may still be at it
             loss = float(position.loss) / len(self._data.sampler)
@@ -89,7 +89,9 @@ class Fitting:
             raise _DivergedError(f"The loss became {loss}")
         if (problem := diverged_weights(self._model)) is not None:
             raise _DivergedError(problem)
-        finished = EpochFinished(epoch=epoch, loss=loss, lr=self._optimizer.param_groups[0]["lr"], seconds=seconds)
+        tiles = (len(self._data.sampler) - before) * protocol.batch_size
+        rate = self._optimizer.param_groups[0]["lr"]
+        finished = EpochFinished(epoch=epoch, loss=loss, lr=rate, seconds=seconds, tiles=tiles)
         best, is_best = state.best, False
         if epoch % protocol.eval_every == 0 or epoch == protocol.epochs:
             found = self._validate(position)
