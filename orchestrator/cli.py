@@ -12,6 +12,7 @@ from cryobench.orchestrator.commands import (
     compare,
     data,
     encoders,
+    logs,
     mlflow_ui,
     planning,
     results,
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command()(planning.plan)
 sweeps.register(app)
 app.command()(status_view.status)
+app.command()(logs.logs)
 app.command()(tables.leaderboard)
 results.register(app)
 app.command()(mlflow_ui.ui)

@@ -19,11 +19,13 @@ from cryobench.orchestrator.places import Places
 from cryobench.orchestrator.results.background import BackgroundReconciler
 from cryobench.orchestrator.sweep.capacity import device_for_trial, gpus_for_trial, live_nodes, require_fit
 from cryobench.orchestrator.sweep.crash import record_crash
+from cryobench.orchestrator.sweep.expected_cost import CostBook
 from cryobench.orchestrator.sweep.former_names import rename_former_trials
 from cryobench.orchestrator.sweep.observer import SweepObserver
 from cryobench.orchestrator.sweep.plan import Plan, PlannedTrial
 from cryobench.orchestrator.sweep.preemption import leaving_on_sigterm
 from cryobench.orchestrator.sweep.progress import SweepProgress
+from cryobench.orchestrator.sweep.schedule import in_order
 from cryobench.orchestrator.sweep_record import record_sweep
 from cryobench.workers.record.mirror import Mirror
 
@@ -80,7 +82,7 @@ def run_sweep(
         observer.warn(text)
 
     reconciler = BackgroundReconciler(where.storage, record, uri, warn, mirror=mirror)
-    todo = plan.to_run(retry_failed)
+    todo = in_order(plan.to_run(retry_failed), CostBook(where).relative_seconds)
     reconciler.note(record.trials)
     progress = SweepProgress(
         console=console,

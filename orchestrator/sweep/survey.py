@@ -26,6 +26,8 @@ LEASE = "lease.json"
 _SILENCE_S, _SILENCE_EPOCHS = 600.0, 3
 #: A process of this machine that is gone is believed to be gone after this; its last lines may be on their way.
 _GONE_AFTER_S = 5.0
+#: By so much the clock of a node may be behind this one's before its leases look expired.
+_CLOCKS_DIFFER_S = 30.0
 _TAIL_BYTES = 2048
 _TURNS = ("attempt", "failed", "interrupted", "pruned")
 
@@ -164,9 +166,12 @@ def _unfinished(trial: str, told: dict[str, Any], lease: dict[str, Any] | None, 
 
 def _state(told: dict[str, Any], lease: dict[str, Any] | None, now: float) -> tuple[str, str | None]:
     """The state of a trial without result, and what is to be said of it."""
-    expires = (lease or {}).get("expires")
+    lease = lease or {}
+    expires = None if lease.get("released") else lease.get("expires")
     if isinstance(expires, int | float):
-        if expires >= now:
+        if lease.get("host") == platform.node() and not _alive(lease.get("pid")):
+            return "expired", "its process is gone"
+        if expires + _CLOCKS_DIFFER_S >= now:
             return "running", None
         if told["turn"] in ("attempt", None):
             return "expired", f"its lease expired {duration(now - expires)} ago"
