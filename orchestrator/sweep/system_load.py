@@ -40,8 +40,6 @@ class LoadSampler:
         self._process = psutil.Process()
 
     def __enter__(self) -> LoadSampler:
-        psutil.cpu_percent()  # the first call begins the span over which the next one speaks
-        self._process.cpu_percent()
         threading.Thread(target=self._sample, name="load", daemon=True).start()
         return self
 
@@ -53,6 +51,8 @@ class LoadSampler:
         monitors: list[Any] | None = None
         samples: list[dict[str, float]] = []
         wanted = 1
+        psutil.cpu_percent()  # a thread's first call begins the span over which its next one speaks
+        self._process.cpu_percent()
         while not self._over.wait(self._sample_s):
             try:
                 if monitors is None:
