@@ -12,9 +12,12 @@ from cryobench.orchestrator.commands import (
     compare,
     data,
     encoders,
+    logs,
     mlflow_ui,
+    planning,
     prune,
     results,
+    status_view,
     sweeps,
     tables,
     trials,
@@ -29,7 +32,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+app.command()(planning.plan)
 sweeps.register(app)
+app.command()(status_view.status)
+app.command()(logs.logs)
 app.command()(tables.leaderboard)
 results.register(app)
 app.command()(mlflow_ui.ui)

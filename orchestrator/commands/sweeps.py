@@ -1,4 +1,4 @@
-"""plan, sweep, resume."""
+"""sweep, resume."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from cryobench.orchestrator.commands.options import (
     CacheDir,
     ConfigDir,
     DataDir,
-    Json,
     Overrides,
     Storage,
     TrackingUri,
     WeightsDir,
 )
-from cryobench.orchestrator.commands.output import console, console_of_its_own, print_json
+from cryobench.orchestrator.commands.output import console, console_of_its_own
+from cryobench.orchestrator.commands.planning import print_counts, print_missing
 from cryobench.orchestrator.formatting import masked
 
 if TYPE_CHECKING:
@@ -40,34 +38,8 @@ NoWait = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the top level."""
-    app.command()(plan)
     app.command()(sweep)
     app.command()(resume)
-
-
-def plan(
-    overrides: Overrides = None,
-    storage: Storage = None,
-    data_dir: DataDir = None,
-    cache_dir: CacheDir = None,
-    weights_dir: WeightsDir = None,
-    config_dir: ConfigDir = None,
-    json: Json = False,
-    full: Annotated[bool, typer.Option("--all", help="Every trial, however many.")] = False,
-) -> None:
-    """Show the trials of a sweep, what is complete and what is missing, without running anything."""
-    from cryobench.conf.compose import load_sweep
-    from cryobench.orchestrator.places import places
-    from cryobench.orchestrator.sweep.plan import make_plan
-
-    where = places(storage, data_dir, cache_dir, weights_dir, config_dir)
-    made = make_plan(load_sweep(overrides or [], where.config_dir), where)
-    if json:
-        print_json(made.as_json())
-        return
-    _print_trials(made, len(made.trials) if full else 40)
-    _print_counts(made)
-    _print_missing(made)
 
 
 def sweep(
@@ -129,8 +101,8 @@ def _run(
 ) -> None:
     for made in plans:
         if made.blocked and not partial:
-            _print_counts(made)
-            _print_missing(made)
+            print_counts(made)
+            print_missing(made)
             console.print("Nothing was run. Bring what is missing, or add --partial to run the rest.")
             raise typer.Exit(2)
     where.prepare_storage()
@@ -190,31 +162,3 @@ def _run_one(
             console.print(f"MLflow lacks some of it; then: cryobench sync {storage}", soft_wrap=True, highlight=False)
     if failed or outcome.stopped:
         raise typer.Exit(1)
-
-
-def _print_trials(made: Plan, limit: int) -> None:
-    table = Table(title=f"Sweep {made.sweep.name}: {len(made.trials)} trials", title_justify="left")
-    for name in ("trial", "encoder", "data set", "regime", "lr", "seed", "state"):
-        table.add_column(name, no_wrap=True)
-    for trial in made.trials[:limit]:
-        spec = trial.spec
-        state = f"{trial.state} {trial.epoch}/{spec.protocol.epochs}" if trial.state == "begun" else trial.state
-        shown = "(not known yet)" if trial.provisional else spec.trial_id
-        table.add_row(
-            shown, spec.encoder.name, spec.dataset.name, spec.regime.name, f"{spec.lr:g}", str(spec.seed), state
-        )
-    console.print(table)
-    if len(made.trials) > limit:
-        console.print(f"… and {len(made.trials) - limit} more; --all shows them.")
-
-
-def _print_counts(made: Plan) -> None:
-    for key, counts in made.counts().items():
-        line = ", ".join(f"{name} {count}" for name, count in counts.items())
-        console.print(f"[bold]{key}[/]: {line}", highlight=False)
-    console.print(f"[bold]total[/]: {len(made.trials)}", highlight=False)
-
-
-def _print_missing(made: Plan) -> None:
-    for message, count in made.missing().items():
-        console.print(f"[yellow]missing[/] for {count} trials: {escape(message)}", highlight=False, soft_wrap=True)

@@ -20,16 +20,23 @@ BOOK_FORMAT = 1
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A trial's run: the last epoch written, the digest of the result that was, and the status shown."""
+    """A trial's run: the last epoch written, the digest of the result that was, the status shown, and how many load
+    samples were written.
+    """
 
     run_id: str
     epoch: int = 0
     written: str = ""
     status: str = ""
+    loads: int = 0
 
     def with_epoch(self, epoch: int) -> TrackedRun:
         """The run after more epochs."""
         return replace(self, epoch=epoch)
+
+    def with_loads(self, loads: int) -> TrackedRun:
+        """The run after more load samples."""
+        return replace(self, loads=loads)
 
     def with_result(self, written: str) -> TrackedRun:
         """The run with its result."""

@@ -12,10 +12,11 @@ from cryobench.conf.errors import RecordError
 from cryobench.orchestrator.results.reading import TrialReading
 from cryobench.orchestrator.results.run_book import TrackedRun
 from cryobench.orchestrator.results.run_content import epoch_metrics, params_of, result_metrics, result_tags, tags_of
+from cryobench.orchestrator.results.system_metrics import load_metrics, loads_of
 from cryobench.workers.record.folder import CONFUSION_PICTURE, RESULT, SAMPLES_PICTURE, SPEC
 
 #: Tags that say how far a run is written.
-EPOCH, WRITTEN = "cryobench.epoch", "cryobench.result"
+EPOCH, WRITTEN, LOADS = "cryobench.epoch", "cryobench.result", "cryobench.loads"
 
 
 class RunMetric(NamedTuple):
@@ -86,6 +87,11 @@ def update_of(trial: TrialReading, known: TrackedRun | None, parent: str, *, who
         for name, value in epoch_metrics(event).items()
     ]
     tags: dict[str, str] = {}
+    loads = loads_of(events)
+    if news := loads[run.loads :]:
+        metrics += [RunMetric(*values) for values in load_metrics(news, first=run.loads)]
+        run = run.with_loads(len(loads))
+        tags |= {"node": news[-1].node, LOADS: str(len(loads))}
     if epochs:
         run = run.with_epoch(epochs[-1].epoch)
         tags[EPOCH] = str(run.epoch)
@@ -123,7 +129,13 @@ def update_of(trial: TrialReading, known: TrackedRun | None, parent: str, *, who
 
 def tracked_run(run_id: str, tags: Mapping[str, str]) -> TrackedRun:
     """A run as its own tags say how far it is written."""
-    return TrackedRun(run_id, int(tags.get(EPOCH, 0)), str(tags.get(WRITTEN, "")), str(tags.get("status", "")))
+    return TrackedRun(
+        run_id,
+        int(tags.get(EPOCH, 0)),
+        str(tags.get(WRITTEN, "")),
+        str(tags.get("status", "")),
+        int(tags.get(LOADS, 0)),
+    )
 
 
 def _with_state(update: RunUpdate, trial: TrialReading, ended: int) -> RunUpdate:

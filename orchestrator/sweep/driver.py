@@ -20,12 +20,15 @@ from cryobench.orchestrator.sweep.capacity import require_fit
 from cryobench.orchestrator.sweep.cluster_nodes import ClusterNodes
 from cryobench.orchestrator.sweep.crash import record_failure
 from cryobench.orchestrator.sweep.desk import Desk
+from cryobench.orchestrator.sweep.expected_cost import CostBook
 from cryobench.orchestrator.sweep.failure_policy import LOW_MEMORY_WORDS, FailurePolicy
 from cryobench.orchestrator.sweep.former_names import rename_former_trials
+from cryobench.orchestrator.sweep.observer import SweepObserver
 from cryobench.orchestrator.sweep.plan import Plan, PlannedTrial
 from cryobench.orchestrator.sweep.preemption import leaving_on_sigterm
 from cryobench.orchestrator.sweep.progress import SweepProgress
 from cryobench.orchestrator.sweep.ray_session import ray_log, ray_session
+from cryobench.orchestrator.sweep.schedule import in_order
 from cryobench.orchestrator.sweep_record import record_sweep
 from cryobench.workers.record.mirror import Mirror
 from cryobench.workers.record.storage_mark import mark_storage
@@ -106,8 +109,14 @@ def _drive(
     record = record_sweep(where.storage, plan.sweep, plan.trial_ids)
     if mirror:
         mirror.push_projections(where.storage)
-    reconciler = BackgroundReconciler(where.storage, record, uri, lambda text: say(f"Warning: {text}"), mirror=mirror)
-    todo = plan.to_run(retry_failed)
+    observer = SweepObserver.of(plan, where.storage, uri)
+
+    def warn(text: str) -> None:
+        say(f"Warning: {text}")
+        observer.warn(text)
+
+    reconciler = BackgroundReconciler(where.storage, record, uri, warn, mirror=mirror)
+    todo = in_order(plan.to_run(retry_failed), CostBook(where).relative_seconds)
     reconciler.note(record.trials)
     progress = SweepProgress(
         console=console,
@@ -120,9 +129,10 @@ def _drive(
     try:
         if todo:
             with progress:
-                run = _Run(plan.sweep.name, todo, where, plan.sweep.resources, address, progress, reconciler, mirror)
+                run = _Run(plan, todo, where, address, progress, reconciler, mirror, observer)
                 interrupted, stopped = run.to_its_end(), run.stopped
     finally:
+        observer.driver_ends(progress.counts, interrupted)
         tracked = reconciler.close(progress.finished())
     counts = {name: count for name, count in progress.counts.items() if count}
     return SweepOutcome(counts, interrupted, tracked, stopped)
@@ -132,20 +142,20 @@ def _drive(
 class _Run:
     """The trials of a sweep under Ray Tune, in as many rounds as it takes."""
 
-    sweep: str
+    plan: Plan
     todo: list[PlannedTrial]
     where: Places
-    resources: ResourceSpec
     address: str | None
     progress: SweepProgress
     reconciler: BackgroundReconciler
     mirror: Mirror | None
+    observer: SweepObserver
     stopped: str | None = None
     _nodes: ClusterNodes = field(init=False)
     _policy: FailurePolicy = field(init=False)
 
     def __post_init__(self) -> None:
-        self._policy = FailurePolicy(self.resources.crash_retries, lambda: self._nodes.alive())
+        self._policy = FailurePolicy(self.plan.sweep.resources.crash_retries, lambda: self._nodes.alive())
 
     def to_its_end(self) -> bool:
         """Whether trials are left: the user interrupted, or ``stopped`` says why nothing can run any more.
@@ -157,7 +167,7 @@ class _Run:
             OutOfMemoryError: nodes ran out of memory more often than is retried.
         """
         concurrent, retries_left = self.resources.max_concurrent, self.resources.crash_retries
-        log = ray_log(self.where.storage, self.sweep)
+        log = ray_log(self.where.storage, self.plan.sweep.name)
         while True:
             before = self._left()
             with ray_session(self.address, log) as own_ray:
@@ -174,11 +184,17 @@ class _Run:
                         raise _out_of_memory(running) from error
                     concurrent = max(1, running - 1)
                     self.progress.tell_low_memory(concurrent)
+                    self.observer.forget_running(f"A node ran out of memory; going on, {concurrent} at a time.")
                     retries_left -= 1
                     continue
             left = self._left()
             if not left or self.stopped or self.progress.interrupted() or left == before:
                 return bool(left)
+
+    @property
+    def resources(self) -> ResourceSpec:
+        """What a trial gets."""
+        return self.plan.sweep.resources
 
     def _left(self) -> set[str]:
         return self.progress.specs.keys() - self.progress.finished()
@@ -232,7 +248,9 @@ class _Run:
             software=Software.here(),
             mark=None if self.where.storage_url else mark_storage(self.where.storage),
         )
-        watcher = Watcher(self.progress, self.reconciler, self._policy, placement, self._nodes, desk, failed)
+        watcher = Watcher(
+            self.progress, self.reconciler, self.observer, self._policy, placement, self._nodes, desk, failed
+        )
         return tune.Tuner(
             tune.with_resources(trainable(terms), {"cpu": self.resources.cpus_per_trial}),  # Placing asks for the rest
             param_space={"trial": tune.grid_search(list(specs))},

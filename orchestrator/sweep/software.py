@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 from cryobench.conf.errors import OtherSoftwareError
-from cryobench.workers.training.provenance import code_version
+
+_PACKAGES = ("conf", "datasets", "encoders", "workers", "orchestrator")
+_SUFFIXES = (".py", ".yaml")
 
 
 @dataclass(frozen=True)
 class Software:
-    """Releases of one process; ``cryobench`` with the commit where it runs from a checkout."""
+    """Releases of one process; ``cryobench`` with a digest of its files, since a checkout changes between releases."""
 
     cryobench: str
     torch: str
@@ -23,7 +28,8 @@ class Software:
     @cache
     def here() -> Software:
         """That of this process."""
-        return Software(code_version().removesuffix("+changes"), version("torch"), platform.python_version())
+        code = f"{version('cryobench')} (files {_digest()})"
+        return Software(code, version("torch"), platform.python_version())
 
     def require_here(self, node: str) -> None:
         """Check that the process on ``node`` that calls this runs the same.
@@ -40,5 +46,23 @@ class Software:
         if differing:
             raise OtherSoftwareError(
                 f"Node {node} runs {'; and '.join(differing)}. Install the same there (pip install -c constraints.txt "
-                "…) and restart its Ray."
+                "…) and restart its Ray; of a checkout, change no file while a sweep runs."
             )
+
+
+def _digest() -> str:
+    digest = hashlib.sha256()
+    for package in _PACKAGES:
+        for name, content in _contents(files(f"cryobench.{package}"), package):
+            digest.update(f"{name}:{len(content)}:".encode() + content)
+    return digest.hexdigest()[:12]
+
+
+def _contents(folder: Traversable, name: str) -> list[tuple[str, bytes]]:
+    found = []
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.is_dir():
+            found += _contents(entry, f"{name}/{entry.name}")
+        elif entry.name.endswith(_SUFFIXES):
+            found.append((f"{name}/{entry.name}", entry.read_bytes()))
+    return found

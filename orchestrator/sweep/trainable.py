@@ -7,6 +7,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,14 +21,17 @@ from cryobench.conf.errors import AvoidedNodeError, CryobenchError, InterruptedT
 from cryobench.conf.trial import TrialSpec
 from cryobench.orchestrator.sweep.capacity import device_for_trial
 from cryobench.orchestrator.sweep.failure_policy import CRASHED, PREEMPTED, treatment
+from cryobench.orchestrator.sweep.prometheus import WorkerGauges
 from cryobench.orchestrator.sweep.reporter import Reporter
 from cryobench.orchestrator.sweep.software import Software
+from cryobench.orchestrator.sweep.system_load import LoadSampler
 from cryobench.workers.place import Place
-from cryobench.workers.record.events import Ended, Placed, Stumbled
+from cryobench.workers.record.events import Ended, Event, Placed, Stumbled
+from cryobench.workers.record.folder import TrialFolder
 from cryobench.workers.record.result import TrialResult
 from cryobench.workers.record.storage_mark import require_storage
 from cryobench.workers.termination import asked_to_leave, busy, listen
-from cryobench.workers.training.memory import release
+from cryobench.workers.training.memory import gpu_memory, release
 from cryobench.workers.trial import run_trial
 
 _ASK_EVERY_S = 1.0
@@ -84,19 +88,25 @@ def _run_in_worker(config: dict[str, Any], terms: SweepTerms) -> None:
     device = device_for_trial(len(ray.get_gpu_ids()))
     report(Placed(node=node, host=platform.node(), pid=os.getpid(), device=device, device_memory_mb=_memory(device)))
     release()  # what the trial before left in this process
-    with busy(), DriverListener(terms.desk) as driver:
+    spec = TrialSpec.model_validate(terms.specs[trial])
+    place = replace(terms.place.on_this_node(), device=device)
+    gauges = WorkerGauges(spec, gpu_memory)
+    load = LoadSampler(TrialFolder(place.storage, trial), gpu=device != "cpu")
+    with busy(), DriverListener(terms.desk) as driver, load, closing(gauges):
 
         def should_stop() -> bool:
             report.flush_if_due()
             return asked_to_leave() or driver.says_leave
 
+        def tell(event: Event) -> None:
+            gauges.tell(event)
+            report(event)
+
         try:
             if answer == "elsewhere":
                 raise AvoidedNodeError(f"Nothing begins on {platform.node()} any more.")
             _require_same_world(terms)
-            place = replace(terms.place.on_this_node(), device=device)
-            spec = TrialSpec.model_validate(terms.specs[trial])
-            result = terms.run(spec, place, trial_id=trial, report=report, should_stop=should_stop)
+            result = terms.run(spec, place, trial_id=trial, report=tell, should_stop=should_stop)
         except InterruptedTrialError as error:
             if not asked_to_leave():
                 report(Ended(status="interrupted"))

@@ -21,6 +21,7 @@ from cryobench.orchestrator.sweep.failure_policy import (
     Node,
     Verdict,
 )
+from cryobench.orchestrator.sweep.observer import SweepObserver
 from cryobench.orchestrator.sweep.placement import Placement
 from cryobench.orchestrator.sweep.progress import SweepProgress
 from cryobench.workers.record.events import Ended, Event, Placed, Stumbled, event_of
@@ -37,6 +38,7 @@ class Watcher(tune.Callback):
     Args:
         progress: the live table.
         reconciler: is told which trials have news.
+        observer: the sweep's log and metrics.
         policy: decides.
         placement: is told where a trial shall not go again.
         nodes: of the cluster.
@@ -46,6 +48,7 @@ class Watcher(tune.Callback):
 
     progress: SweepProgress
     reconciler: BackgroundReconciler
+    observer: SweepObserver
     policy: FailurePolicy
     placement: Placement
     nodes: ClusterNodes
@@ -80,6 +83,7 @@ class Watcher(tune.Callback):
         self._judge(trial.config["trial"], trial.get_error())
 
     def _take(self, trial: str, event: Event) -> None:
+        self.observer.tell(trial, event)
         if isinstance(event, Placed):
             self._node_of[trial] = self.nodes.node(event.node)
             if event.device_memory_mb is not None:
@@ -99,12 +103,17 @@ class Watcher(tune.Callback):
         verdict = self.policy.judge(trial, kind, node, message)
         if verdict.condemned is not None:
             ray.get(self.desk.avoid.remote(verdict.condemned.id))
-            self.progress.say(f"Node {verdict.condemned.name} gets no more trials of this sweep: {message}")
+            text = f"Node {verdict.condemned.name} gets no more trials of this sweep: {message}"
+            self.progress.say(text)
+            self.observer.warn(text)
         if verdict.goes_on:
             self.progress.recover(trial, verdict.why)
+            self.observer.recover(trial, verdict.why)
         else:
             text = message if kind not in (CRASHED, LOW_MEMORY) else f"{verdict.why}. {_AGAIN}"
-            self.progress.end(trial, "failed", self.record_failure(trial, kind, text))
+            known = self.record_failure(trial, kind, text)
+            self.progress.end(trial, "failed", known)
+            self.observer.end(trial, "failed", kind, known)
         self.reconciler.note([trial])
         return verdict
 

@@ -44,20 +44,23 @@ class Resumed(Event):
 
 
 class EpochFinished(Event):
-    """A whole epoch: mean loss, last learning rate, wall time; validation scores (percent) where it was validated."""
+    """A whole epoch: mean loss, last learning rate, wall time and the tiles trained in it; validation scores (percent)
+    where it was validated. An attempt that went on within the epoch has time and tiles of its own part.
+    """
 
     event: Literal["epoch"] = "epoch"
     epoch: int
     loss: float
     lr: float
     seconds: float
+    tiles: int | None = None
     val_miou: float | None = None
     val_mean_f1: float | None = None
     val_overall_accuracy: float | None = None
 
     def values(self) -> dict[str, Any]:
         """The epoch alone, as a checkpoint's history holds it."""
-        return self.model_dump(mode="json", exclude_none=True, exclude={"event", "time"})
+        return self.model_dump(mode="json", exclude_none=True, exclude={"event", "time", "tiles"})
 
 
 class OutOfMemory(Event):
@@ -120,6 +123,16 @@ class Note(Event):
 
     event: Literal["note"] = "note"
     message: str
+
+
+class SystemLoad(Event):
+    """What the trial's node and process were busy with, as means since the last such event: names of MLflow's system
+    metrics (``cpu_utilization_percentage``, ``gpu_0_memory_usage_megabytes``, ...). Nothing is decided by it.
+    """
+
+    event: Literal["system_load"] = "system_load"
+    node: str
+    values: dict[str, float]
 
 
 class Decoding(Event):
@@ -189,6 +202,7 @@ _CLASSES: dict[str, type[Event]] = {
         Finished,
         Pruned,
         Note,
+        SystemLoad,
         Decoding,
         Ended,
         Placed,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,6 +49,10 @@ def fenced(folder: Path, fence: Fence) -> Iterator[None]:
             del _fences[folder]
         else:
             _fences[folder] = before
+
+
+#: Of the threads of a process one appends at a time: another's half of a line would pass for a torn one.
+_APPENDING = threading.Lock()
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -124,13 +129,15 @@ def read_record(path: Path, current: int, migrations: Mapping[int, Callable[[dic
 def append_line(path: Path, value: dict[str, Any]) -> None:
     """Append one JSON line; a torn line of a killed writer is ended first, so that it spoils no other.
 
+    Threads may append to one file at once; of processes, only the one that holds the folder does.
+
     Raises:
         DiskFullError, StorageError, LeaseLostError: as `write_whole`.
     """
     line = json.dumps(value, allow_nan=False)
 
     def append() -> None:
-        with path.open("ab+") as file:
+        with _APPENDING, path.open("ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":

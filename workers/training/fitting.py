@@ -89,7 +89,7 @@ class Fitting:
     def _epoch(self, epoch: int, loader: BatchLoader) -> None:
         """Train, check and validate one epoch, and save the state after it where that is due."""
         context, protocol, before = self._context, self._context.spec.protocol, self._progress
-        began = time.monotonic()
+        began, done = time.monotonic(), before.position.step if before.position else 0
         position = self._train(before.position or epoch_start(context.spec, epoch, context.device), loader)
         with context.timed("training"):  # a GPU may still be at it
             loss = float(position.loss) / len(self._data.sampler)
@@ -98,7 +98,9 @@ class Fitting:
             raise _DivergedError(f"The loss became {loss}")
         if (problem := diverged_weights(self._model)) is not None:
             raise _DivergedError(problem)
-        finished = EpochFinished(epoch=epoch, loss=loss, lr=self._optimizer.param_groups[0]["lr"], seconds=seconds)
+        tiles = (len(self._data.sampler) - done) * protocol.batch_size
+        rate = self._optimizer.param_groups[0]["lr"]
+        finished = EpochFinished(epoch=epoch, loss=loss, lr=rate, seconds=seconds, tiles=tiles)
         best, is_best = before.best, False
         if epoch % protocol.eval_every == 0 or epoch == protocol.epochs:
             found = self._validate()

@@ -35,6 +35,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in _WORDS)
 
 
+def gpu_memory() -> int | None:
+    """Bytes that this process holds on its GPU; None where it uses none."""
+    return torch.cuda.memory_reserved() or None if torch.cuda.is_available() else None
+
+
 def release() -> None:
     """Give back what a finished trial held: a worker's next one may be small, and its neighbour large."""
     gc.collect()
