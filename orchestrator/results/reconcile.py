@@ -15,7 +15,15 @@ from pathlib import Path
 import pyarrow as pa
 from filelock import FileLock
 
-from cryobench.conf.errors import ConfigError, CryobenchError, RecordError, StorageError, TrackingError
+from cryobench.conf.errors import (
+    ConfigError,
+    CryobenchError,
+    DiskFullError,
+    RecordError,
+    StorageError,
+    TrackingError,
+    storage_trouble,
+)
 from cryobench.orchestrator.results.leaderboard import compact, has_row, leaderboard_row, recorded_run_id, write_row
 from cryobench.orchestrator.results.run_book import has_book, remembered_run_id
 from cryobench.orchestrator.results.tracking import RefusedError, Tracker, mend_artifact_locations
@@ -120,11 +128,16 @@ class Reconciler:
                     self._note(trial, error)
                     if isinstance(error, RecordError):
                         self.damaged.add(trial)
-                except (TrackingError, StorageError) as error:
+                except (TrackingError, StorageError, DiskFullError) as error:
                     self.unreachable = str(error)
                     left.add(trial)
                 except Exception as error:  # whatever it is, it is this trial's: the others go on
-                    self._note(trial, error)
+                    own = not isinstance(error, OSError) or isinstance(error, FileNotFoundError | PermissionError)
+                    away = None if own else storage_trouble(error, self.storage)
+                    if away is not None:  # or the storage's, and said once
+                        self.unreachable = str(away)
+                    else:
+                        self._note(trial, error)
                     left.add(trial)
                 done()
             for tracker in self._trackers.values():
