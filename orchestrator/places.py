@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from cryobench.conf.errors import ConfigError, storage_trouble
 from cryobench.datasets.store.location import below, is_url, locate
-from cryobench.workers.node_folders import node_cache_dir, working_copy
+from cryobench.workers.record.node_folders import node_cache_dir, working_copy
 
 if TYPE_CHECKING:
     from cryobench.conf.schema import ResourceSpec
@@ -179,6 +179,7 @@ def places(
         config_dir=_folder(config_dir, "CRYOBENCH_CONFIG", "")
         if config_dir or os.environ.get("CRYOBENCH_CONFIG")
         else None,
+        own_cache=not (cache_dir or os.environ.get("CRYOBENCH_CACHE")),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from cryobench.conf.schema import ResourceSpec
-from cryobench.workers.node_folders import node_cache_dir, working_copy
+from cryobench.workers.record.node_folders import node_cache_dir, working_copy
 
 
 @dataclass(frozen=True)

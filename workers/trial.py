@@ -14,6 +14,7 @@ from cryobench.conf.errors import (
     ConfigError,
     CryobenchError,
     DiskFullError,
+    GpuFaultError,
     HungReadError,
     InterruptedTrialError,
     LeaseLostError,
@@ -31,6 +32,7 @@ from cryobench.workers.record.mirror import Mirror
 from cryobench.workers.record.result import TestMetrics, TrialResult
 from cryobench.workers.record.storage_guard import StorageGuard, pushing
 from cryobench.workers.training.attempt import Attempt
+from cryobench.workers.training.gpu_fault import is_gpu_fault
 from cryobench.workers.training.memory import is_out_of_memory
 from cryobench.workers.training.provenance import code_version
 
@@ -175,6 +177,11 @@ def _dump_stacks(path: Path) -> None:
 
 def _explained(error: Exception, spec: TrialSpec, folder: TrialFolder) -> Exception:
     """The error itself, or what it means where the library's own words do not say it."""
+    if is_gpu_fault(error):
+        return GpuFaultError(
+            f"The GPU of {platform.node()} failed ({' '.join(str(error).split())[:200]}). Look at nvidia-smi and the "
+            "kernel's log there; the trial goes on elsewhere from its last checkpoint."
+        )
     if isinstance(error, OSError) and str(error.filename or "").startswith(str(folder.path)):
         missing_alone = isinstance(error, FileNotFoundError) and folder.path.is_dir()
         return error if missing_alone else storage_trouble(error, folder.path) or error

@@ -19,7 +19,7 @@ from cryobench.orchestrator.commands.options import (
     TrackingUri,
     WeightsDir,
 )
-from cryobench.orchestrator.commands.output import console, print_json
+from cryobench.orchestrator.commands.output import console, console_of_its_own, print_json
 from cryobench.orchestrator.formatting import masked
 
 if TYPE_CHECKING:
@@ -157,7 +157,9 @@ def _run_one(
     )
     if waiting:
         console.print(f"{len(waiting)} failed before for reasons of their own and are not run without --retry-failed.")
-    outcome = run_sweep(made, where, console, uri=uri, address=address, retry_failed=retry_failed, wait=wait)
+    outcome = run_sweep(
+        made, where, console_of_its_own(), uri=uri, address=address, retry_failed=retry_failed, wait=wait
+    )
     counts = ", ".join(f"{count} {name}" for name, count in outcome.counts.items()) or "nothing left to run"
     console.print(f"Sweep {made.sweep.name}: {counts}.", highlight=False)
     storage = f"--storage {shlex.quote(str(where.storage_url or where.storage))}"

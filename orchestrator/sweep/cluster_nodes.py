@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ class ClusterNodes:
     ask: Callable[[], list[dict[str, Any]]]
     tell: Callable[[str], None] = lambda text: None
     _alive: dict[str, NodeCapacity] = field(default_factory=dict)
+    _addresses: dict[str, tuple[str, int]] = field(default_factory=dict)
     _names: dict[str, str] = field(default_factory=dict)
     _asked: float | None = None
 
@@ -32,7 +34,12 @@ class ClusterNodes:
         """The live nodes by Ray's id; ``now`` asks again whenever it was asked last."""
         if now or self._asked is None or time.monotonic() - self._asked > _ASK_EVERY_S:
             first, self._asked = self._asked is None, time.monotonic()
-            found = {str(node["NodeID"]): capacity_of(node) for node in self.ask() if node.get("Alive")}
+            answer = {str(node["NodeID"]): node for node in self.ask() if node.get("Alive")}
+            found = {node: capacity_of(plain) for node, plain in answer.items()}
+            self._addresses = {
+                node: (str(plain["NodeManagerAddress"]), int(plain["NodeManagerPort"]))
+                for node, plain in answer.items()
+            }
             came, went = found.keys() - self._alive.keys(), self._alive.keys() - found.keys()
             self._alive = found
             self._name(came)
@@ -42,6 +49,16 @@ class ClusterNodes:
                 for node in sorted(went):
                     self.tell(f"Node {self.name(node)} is gone; {len(found)} nodes left.")
         return self._alive
+
+    def is_there(self, node: str) -> bool:
+        """Whether a node answers right now: Ray itself takes half a minute to call one dead that is."""
+        if node not in self.alive(now=True):
+            return False
+        try:
+            socket.create_connection(self._addresses[node], timeout=3).close()
+        except OSError:
+            return False
+        return True
 
     def name(self, node: str) -> str:
         """The node's name for people: its host's, with the start of its id where that would not tell it from others."""

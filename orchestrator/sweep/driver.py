@@ -62,7 +62,7 @@ def run_sweep(
     Args:
         plan: all trials; those that are complete are only projected.
         where: folders, on a cluster the same on every node.
-        console: for the live table.
+        console: for the live table. It has its own stream: all else that is printed meanwhile goes to a file.
         uri: MLflow's tracking URI; None for no tracking.
         address: a Ray cluster; None starts Ray on this machine.
         retry_failed: run deterministic failures again.
@@ -186,6 +186,7 @@ class _Run:
     def _fit(self, concurrent: int | None) -> None:
         """Run what has not ended through one Tuner."""
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         from cryobench.orchestrator.sweep.gpu_share import GpuShares
         from cryobench.orchestrator.sweep.placement import Placement
@@ -196,7 +197,8 @@ class _Run:
         placement = Placement(self.resources, self._nodes, self._policy, GpuShares(specs, self.where.storage))
         require_fit(self._nodes.alive().values(), *placement.needs())
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(placement.at_a_time() + 2)  # more would be decided too early
-        desk = ray.remote(num_cpus=0)(Desk).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        desk = ray.remote(num_cpus=0, scheduling_strategy=here)(Desk).remote()  # no other node's end takes it along
         stopper = NoNodeLeft(self._nodes, self._policy, self.progress.running, placement.needs, self.progress.say)
         with tempfile.TemporaryDirectory(prefix="cryobench-tune-") as scratch:
             tuner = self._tuner(specs, scratch, desk, placement, stopper, concurrent)

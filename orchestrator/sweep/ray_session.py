@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import platform
@@ -30,7 +31,7 @@ def ray_session(address: str | None, log: Path) -> Iterator[bool]:
 
     Args:
         address: HOST:PORT of a cluster or ``auto``; None starts Ray on this machine.
-        log: what Ray and its libraries write to standard error goes here meanwhile.
+        log: all that is printed meanwhile goes here, but for what goes to a console with a stream of its own.
 
     Raises:
         ConfigError: the cluster cannot be reached, or does not let us in.
@@ -43,7 +44,7 @@ def ray_session(address: str | None, log: Path) -> Iterator[bool]:
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the watcher tells of trials that failed, in a line
-    with _errors_into(log):
+    with _words_into(log):
         if ray.is_initialized():
             yield False
             return
@@ -84,34 +85,26 @@ def _connect(ray: Any, address: str | None, log: Path) -> None:
 
 
 @contextmanager
-def _errors_into(log: Path) -> Iterator[None]:
-    """Let what libraries of other languages write to this process's standard error go to a file.
-
-    Python's own ``sys.stderr`` still leads to where it led, and so does what is raised.
-    """
+def _words_into(log: Path) -> Iterator[None]:
+    """Let what Ray and its libraries print, on whichever stream, go to a file."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         file = log.open("ab")
     except OSError:  # a storage that cannot be written has its own message, elsewhere
         yield
         return
-    sys.stderr.flush()
-    with file, os.fdopen(os.dup(2), "w", buffering=1) as terminal:
-        before, sys.stderr = sys.stderr, (terminal if _is_terminal(sys.stderr) else sys.stderr)
+    streams, terminal = (sys.stdout, sys.stderr), os.dup(2)
+    for stream in streams:
+        stream.flush()
+    with file:
+        sys.stdout = sys.stderr = io.TextIOWrapper(file, write_through=True)
         os.dup2(file.fileno(), 2)
         try:
             yield
         finally:
-            os.dup2(terminal.fileno(), 2)
-            sys.stderr = before
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            sys.stdout, sys.stderr = streams
     with suppress(OSError):
         if log.stat().st_size == 0:
             log.unlink()
-
-
-def _is_terminal(stream: Any) -> bool:
-    """Whether the stream writes to file descriptor 2, rather than to what a test or a notebook put there."""
-    try:
-        return bool(stream.fileno() == 2)
-    except (OSError, ValueError, AttributeError):
-        return False

@@ -116,7 +116,7 @@ class Watcher(tune.Callback):
             return LOW_MEMORY, explain_crash(recorded)
         if "preempted" in last.lower():
             return PREEMPTED, "The machine was taken away."
-        if any(words in last for words in _LOST) or (node and node.id not in self.nodes.alive(now=True)):
+        if any(words in last for words in _LOST) or (node and not self.nodes.is_there(node.id)):
             return LOST_NODE, "The node is gone."
         if "No module named 'cryobench'" in last:
             return "other_software", "cryobench is not installed there."
