@@ -132,9 +132,10 @@ class Reconciler:
                     self.unreachable = str(error)
                     left.add(trial)
                 except Exception as error:  # whatever it is, it is this trial's: the others go on
-                    own = not isinstance(error, OSError) or isinstance(error, FileNotFoundError | PermissionError)
-                    away = None if own else storage_trouble(error, self.storage)
-                    if away is not None:  # or the storage's, and said once
+                    away = None
+                    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError):
+                        away = storage_trouble(error, self.storage)  # or the storage's, and said once
+                    if away is not None:
                         self.unreachable = str(away)
                     else:
                         self._note(trial, error)

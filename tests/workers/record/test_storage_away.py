@@ -63,6 +63,7 @@ print("result", result.reproducible(), flush=True)
 """
 
 
+@pytest.mark.slow
 def test_read_only_and_full_for_a_moment(place: Place, one_trial: Build, tmp_path: Path) -> None:
     if os.getuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode:
         pytest.skip("a file system of one's own needs root and mount namespaces (unshare -m)")
