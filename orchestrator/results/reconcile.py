@@ -18,7 +18,15 @@ from typing import Any
 import pyarrow as pa
 from filelock import FileLock
 
-from cryobench.conf.errors import ConfigError, CryobenchError, RecordError, StorageError, TrackingError
+from cryobench.conf.errors import (
+    ConfigError,
+    CryobenchError,
+    DiskFullError,
+    RecordError,
+    StorageError,
+    TrackingError,
+    storage_trouble,
+)
 from cryobench.orchestrator.results.leaderboard import (
     Compaction,
     has_row,
@@ -268,11 +276,17 @@ class Reconciler:
             self._note(trial, error)
             if isinstance(error, RecordError):
                 self.damaged.add(trial)
-        except (TrackingError, StorageError) as error:
+        except (TrackingError, StorageError, DiskFullError) as error:
             self.unreachable = str(error)
             left.add(trial)
         except Exception as error:
-            self._note(trial, error)
+            away = None
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError):
+                away = storage_trouble(error, self.storage)  # or the storage's, and said once
+            if away is not None:
+                self.unreachable = str(away)
+            else:
+                self._note(trial, error)
             left.add(trial)
 
     def _sweeps(self, trial: str, live: str | None) -> list[str]:

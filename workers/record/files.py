@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+
+from safetensors import SafetensorError
 
 from cryobench.conf.errors import CryobenchError, RecordError, storage_trouble
 
@@ -67,7 +70,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     def whole() -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            write(temporary)
+            _write(write, temporary)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -82,6 +85,16 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             raise
 
     _behind_fence(path, whole)
+
+
+def _write(write: Callable[[Path], object], path: Path) -> None:
+    try:
+        write(path)
+    except SafetensorError as error:  # in which the system's own error is a word among others
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def write_json(path: Path, value: Any) -> None:

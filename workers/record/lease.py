@@ -30,6 +30,8 @@ LENGTH_S = 60.0
 #: Share of its length for which a holder believes in a lease that it cannot renew; others take it over after all of it.
 _BELIEVED = 0.8
 _LOOKS_A_LENGTH = 12
+#: The holders that live in this process.
+_held_here: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,11 @@ class Lease:
 
     @property
     def holder_is_gone(self) -> bool:
-        """Whether its process ran on this machine and does no more."""
+        """Whether its process ran on this machine and does no more, or is this one and could not give it back."""
         if not self.machine or self.machine != _machine() or self.started is None:
             return False
+        if self.pid == os.getpid() and self.started == _started(self.pid):
+            return self.holder not in _held_here
         return _started(self.pid) != self.started
 
 
@@ -151,6 +155,7 @@ class HeldLease:
         """Let others have it at once; without effect where it was lost, or the storage is away."""
         self._over.set()
         self._thread.join()
+        _held_here.discard(self._lease.holder)
         with suppress(LeaseLostError, StorageError, DiskFullError):
             self.require()
             self._renew(released=True)
@@ -241,9 +246,15 @@ def take_lease(
         stale = found is not None and time.monotonic() - seen_since >= length
         if found is None or stale or (lease is not None and (lease.released or lease.holder_is_gone)):
             mine, asked = Lease.of_this_process(length_s), _clock()
-            tag = file.write(mine.content(), found.tag if found else None)
+            _held_here.add(mine.holder)
+            try:
+                tag = file.write(mine.content(), found.tag if found else None)
+            except BaseException:
+                _held_here.discard(mine.holder)
+                raise
             if tag is not None:
                 return HeldLease(file, mine, tag, asked, on_lost)
+            _held_here.discard(mine.holder)
             continue
         if patience_s is not None and time.monotonic() - began >= patience_s:
             raise HeldElsewhereError(

@@ -82,7 +82,7 @@ class Mirror:
 
     def finished(self) -> set[str]:
         """The ids of all trials in the store that have a result."""
-        listed = (name.split("/") for name in self.store.list("trials"))
+        listed = (name.split("/") for name in self.store.files("trials"))
         return {parts[1] for parts in listed if len(parts) == 3 and parts[2] == RESULT}
 
     def pull(self, storage: Path) -> None:
@@ -182,7 +182,7 @@ class Mirror:
 
     def _by_trial(self, below: str) -> dict[str, dict[str, Stored]]:
         found: dict[str, dict[str, Stored]] = {}
-        for path, stored in self.store.list(below).items():
+        for path, stored in self.store.files(below).items():
             _, trial, *rest = path.split("/")
             if len(rest) == 1:
                 found.setdefault(trial, {})[rest[0]] = stored
@@ -209,7 +209,7 @@ class Mirror:
         """Bring what changed in the store, and was not changed or made here."""
         folders: dict[Path, Stamps] = {}
         fetches = []
-        for path, stored in self.store.list(below).items():
+        for path, stored in self.store.files(below).items():
             target = storage / path
             if path.startswith("sweeps/drivers/"):
                 continue

@@ -45,8 +45,8 @@ class ObjectStore(Protocol):
     #: Why nothing can be written on condition here; None where it can.
     unconditional: str | None
 
-    def list(self, below: str = "") -> dict[str, Stored]:
-        """All objects below a folder, hidden ones left out."""
+    def files(self, below: str = "") -> dict[str, Stored]:
+        """All objects below a folder by name, hidden ones left out."""
 
     def folders(self, below: str) -> set[str]:
         """The names of the folders in a folder."""
@@ -90,7 +90,7 @@ class ConditionalStore:
         self.url, self._store = url, store
         self.unconditional: str | None = None
 
-    def list(self, below: str = "") -> dict[str, Stored]:
+    def files(self, below: str = "") -> dict[str, Stored]:
         """All objects below a folder."""
         import obstore
 
@@ -274,7 +274,7 @@ def _s3(parts: SplitResult, options: dict[str, str]) -> Any:
     from obstore.store import S3Store
 
     _require_known(parts, options, {"scheme", "region", "endpoint_override", *_PYARROW_ALONE})
-    config: dict[str, Any] = {}
+    config: Any = {}
     endpoint = _endpoint(options) or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:
         config["endpoint"] = endpoint
@@ -335,7 +335,7 @@ def _gcs(parts: SplitResult, options: dict[str, str]) -> Any:
     from obstore.store import GCSStore
 
     _require_known(parts, options, {"scheme", "endpoint_override", "retry_limit_seconds"})
-    config: dict[str, Any] = {}
+    config: Any = {}
     endpoint = _endpoint(options)
     if endpoint:
         config["base_url"] = endpoint

@@ -22,7 +22,7 @@ class PlainStore:
         self.url, self._fs, self._root = url, filesystem, root
         self.unconditional: str | None = f"{filesystem.type_name} through pyarrow has no conditional writes"
 
-    def list(self, below: str = "") -> dict[str, Stored]:
+    def files(self, below: str = "") -> dict[str, Stored]:
         """All files below a folder."""
         return {
             info.path.removeprefix(self._root).lstrip("/"): _stored(info)

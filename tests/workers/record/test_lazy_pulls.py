@@ -86,7 +86,7 @@ def test_a_trial_that_only_this_node_wrote_stays_as_it_is_here(remote: str, tmp_
     Mirror(remote).pull_trial(here, "t", whole=True)
     assert (folder / "state.json").read_text() == "epoch 2"
     Mirror(remote).push_trial(here, "t")
-    assert set(Mirror(remote).store.list("trials/t")) == {"trials/t/latest-2.safetensors", "trials/t/state.json"}
+    assert set(Mirror(remote).store.files("trials/t")) == {"trials/t/latest-2.safetensors", "trials/t/state.json"}
 
 
 def test_a_trial_that_another_node_went_on_with_becomes_what_the_store_holds(remote: str, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_trial_that_another_node_went_on_with_becomes_what_the_store_holds(rem
     with pytest.raises(LeaseLostError, match="state.json was written by another process"):
         Mirror(remote).push_trial(here, "t")
     held = {"trials/t/latest-9.safetensors", "trials/t/state.json"}
-    assert set(Mirror(remote).store.list("trials/t")) == held  # nothing of it was removed
+    assert set(Mirror(remote).store.files("trials/t")) == held  # nothing of it was removed
     Mirror(remote).pull_trial(here, "t", whole=True)
     assert (here / "trials" / "t" / "state.json").read_text() == "epoch 9"
     assert not (here / "trials" / "t" / "latest-1.safetensors").exists()
@@ -120,7 +120,7 @@ def test_recording_a_crash_removes_no_checkpoint(remote: str, one_trial: Build, 
     (folder.path / "latest-1.safetensors").write_text("1")
     Mirror(remote).push_trial(worker, spec.trial_id)
     assert record_failure(driver, spec, "crashed", "died", Mirror(remote)) == "died"
-    names = {name.rpartition("/")[2] for name in Mirror(remote).store.list()}
+    names = {name.rpartition("/")[2] for name in Mirror(remote).store.files()}
     assert {"latest-1.safetensors", "state.json", "events.jsonl"} <= names
 
 

@@ -136,6 +136,13 @@ def test_no_two_clocks_have_to_agree(files: Files, elsewhere: Callable[..., Leas
     assert time.monotonic() - began >= 0.6
 
 
+def test_what_this_process_could_not_give_back_it_takes_again(files: Files) -> None:
+    """The storage was away when the attempt ended; the next one in this process does not wait for the lease's end."""
+    file = files()
+    file.write(Lease.of_this_process(3600).content(), None)
+    take_lease(files(), "Trial t", patience_s=5).give_back()
+
+
 def test_a_paused_holder_finds_its_lease_lost(tmp_path: Path) -> None:
     process = holder(tmp_path, 1.0)
     process.send_signal(signal.SIGSTOP)

@@ -20,7 +20,7 @@ Build = Callable[..., TrialSpec]
 
 
 def stored(url: str) -> set[str]:
-    return {Path(name).name for name in Mirror(url).store.list()}
+    return {Path(name).name for name in Mirror(url).store.files()}
 
 
 def test_a_trial_begun_on_one_node_continues_on_another(

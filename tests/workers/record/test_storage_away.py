@@ -63,6 +63,7 @@ print("result", result.reproducible(), flush=True)
 """
 
 
+@pytest.mark.slow
 def test_read_only_and_full_for_a_moment(place: Place, one_trial: Build, tmp_path: Path) -> None:
     if os.getuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode:
         pytest.skip("a file system of one's own needs root and mount namespaces (unshare -m)")
@@ -160,7 +161,7 @@ def test_training_goes_on_while_a_store_is_away(
     result = run_trial(spec, at_node, report=report)
     assert result.reproducible() == undisturbed.reproducible()
     assert sum("Training goes on" in note for note in notes) == 1
-    assert "result.json" in {name.rpartition("/")[2] for name in Mirror(remote).store.list()}
+    assert "result.json" in {name.rpartition("/")[2] for name in Mirror(remote).store.files()}
 
 
 def test_a_machine_that_is_taken_away_does_not_wait_long(

@@ -64,7 +64,7 @@ class Node:
 def contents(place: Place, mirror: str | None) -> dict[str, Any]:
     """Every file of the storage's trials and how it stands, leases left out."""
     if mirror:
-        return {name: s.tag for name, s in Mirror(mirror).store.list("trials").items() if "lease" not in name}
+        return {name: s.tag for name, s in Mirror(mirror).store.files("trials").items() if "lease" not in name}
     files = (path for path in (place.storage / "trials").rglob("*") if path.is_file() and "lease" not in path.name)
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
