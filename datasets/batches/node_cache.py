@@ -1,6 +1,7 @@
 """The node cache: a store decoded once a node into memory-mapped arrays that all trials there read.
 
 Keyed by the store's digest, built under a lock, bounded in size: the stores that were used longest ago make room.
+What else lies in the cache's folder (`Neighbour`) counts in its size, and goes first.
 An entry that lost files, or has others than the store asks for, is built again. A store that does not fit at all is
 read chunk by chunk instead (`StoredTiles`), slower and said so.
 """
@@ -10,8 +11,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,19 @@ _COMPLETE = "complete.json"
 #: Beside the entries, only while the lock is held; found under it, they are what a killed process left behind.
 _BUILDING, _REMOVING = ".building", ".removing"
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A folder of somebody else's in the cache's folder.
+
+    ``used`` is when it was used last, in seconds since 1970; ``may_go`` is asked before it is removed.
+    """
+
+    folder: Path
+    bytes: int
+    used: float
+    may_go: Callable[[], bool]
 
 
 class StoredTiles:
@@ -71,6 +86,7 @@ def open_tiles(
     threads: int = 2,
     progress: Progress = lambda done, total: None,
     tell: Callable[[str], None] = lambda text: None,
+    neighbours: Callable[[], Sequence[Neighbour]] = tuple,
 ) -> Callable[[Split], TileSource]:
     """A function from split to its tiles, from the node cache where the store fits into it.
 
@@ -83,6 +99,8 @@ def open_tiles(
         DiskFullError: no space left in ``cache_dir``; nothing half-built stays.
     """
     needed = decoded_bytes(store)
+    others = neighbours()
+    _trim(cache_dir, limit_bytes, others)
     if needed > limit_bytes:
         tell(
             f"{store.path} has {needed / 1e9:.2f} GB decoded, the node cache {limit_bytes / 1e9:.2f} GB: its chunks "
@@ -103,7 +121,8 @@ def open_tiles(
             except _DamagedEntryError as damage:
                 tell(f"The node cache's entry {folder} is damaged: {damage}. It is built again from {store.path}.")
                 _remove_entry(folder)
-        _make_room(cache_dir, limit_bytes - needed)
+        left = sum(other.bytes for other in _trim(cache_dir, limit_bytes - needed, others))
+        _make_room(cache_dir, limit_bytes - needed - left)
         _decode(store, folder, threads, progress)
         return _open_entry(store, folder)
 
@@ -176,16 +195,42 @@ def _make_room(cache_dir: Path, keep_bytes: int) -> None:
 
     Trials that still map a removed file keep reading it: the kernel frees it with their last mapping.
     """
-    entries = []
-    for marker in cache_dir.glob(f"*/{_COMPLETE}"):
-        size = sum(path.stat().st_size for path in marker.parent.iterdir())
-        entries.append((marker.stat().st_mtime, size, marker.parent))
+    entries = _entries(cache_dir)
     total = sum(size for _, size, _ in entries)
-    for _, size, folder in sorted(entries):
+    for _, size, folder in entries:
         if total <= keep_bytes:
             break
         _remove_entry(folder)
         total -= size
+
+
+def _trim(cache_dir: Path, keep_bytes: int, others: Sequence[Neighbour]) -> list[Neighbour]:
+    """Remove neighbours, those unused longest first, until the whole is at most ``keep_bytes``; those that stay."""
+    stay = sorted((other for other in others if other.folder.exists()), key=lambda other: other.used)
+    total = sum(other.bytes for other in stay)
+    if not total:
+        return stay
+    total += sum(size for _, size, _ in _entries(cache_dir))
+    for other in list(stay):
+        if total <= keep_bytes:
+            break
+        if other.may_go():
+            shutil.rmtree(other.folder, ignore_errors=True)
+            stay.remove(other)
+            total -= other.bytes
+    return stay
+
+
+def _entries(cache_dir: Path) -> list[tuple[float, int, Path]]:
+    """When each store was opened last, its bytes and its folder, the longest unused first."""
+    entries = []
+    for marker in cache_dir.glob(f"*/{_COMPLETE}"):
+        try:
+            size = sum(path.stat().st_size for path in marker.parent.iterdir())
+            entries.append((marker.stat().st_mtime, size, marker.parent))
+        except FileNotFoundError:
+            continue  # it just makes room for another
+    return sorted(entries)
 
 
 def _remove_entry(folder: Path) -> None:

@@ -20,6 +20,7 @@ from cryobench.datasets.batches.preprocess import Preprocess
 from cryobench.datasets.batches.subsets import stratified_subset, subset_digest
 from cryobench.datasets.batches.tile_source import TileSource
 from cryobench.datasets.store.tile_store import StoreInfo, TileStore
+from cryobench.workers.training.working_copies import working_copies
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def open_data(
         threads=resources.loader_threads,
         progress=progress,
         tell=tell,
+        neighbours=lambda: working_copies(cache_dir),
     )
     protocol = spec.protocol
     subset = stratified_subset(

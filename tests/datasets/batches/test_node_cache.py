@@ -12,7 +12,7 @@ import pytest
 
 from cryobench.conf.errors import CorruptDataError, DiskFullError
 from cryobench.datasets.batches import node_cache
-from cryobench.datasets.batches.node_cache import StoredTiles, decoded_bytes, open_tiles
+from cryobench.datasets.batches.node_cache import Neighbour, StoredTiles, decoded_bytes, open_tiles
 from cryobench.datasets.batches.tile_source import CachedTiles
 from cryobench.datasets.store.tile_store import TileStore
 
@@ -198,3 +198,27 @@ def test_processes_that_evict_each_others_stores_read_the_right_tiles(data_dir: 
     assert [process.returncode for process in running] == [0, 0]
     assert "".join(said).count("damaged") <= 1  # none where the other process evicted the damaged entry first
     assert {path.suffix for path in cache.iterdir()} == {"", ".lock"}
+
+
+def neighbour(folder: Path, count: int, used: float, may_go: bool = True) -> Neighbour:
+    folder.mkdir(exist_ok=True)
+    (folder / "file").write_bytes(b"x" * count)
+    return Neighbour(folder, count, used, lambda: may_go)
+
+
+def test_what_else_lies_there_counts_and_goes_first(glid_store: TileStore, data_dir: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    entry = cache / glid_store.info.digest[:24]
+    open_tiles(glid_store, cache, LIMIT)
+    size = sum(path.stat().st_size for path in entry.iterdir())
+    others = [neighbour(tmp_path / name, 1000, used) for name, used in (("old", 1.0), ("new", 3.0))]
+    others.append(neighbour(tmp_path / "running", 1000, 2.0, may_go=False))
+    open_tiles(glid_store, cache, size + 3000, neighbours=lambda: others)
+    assert all(other.folder.exists() for other in others)
+    open_tiles(glid_store, cache, size + 2000, neighbours=lambda: others)
+    assert [other.folder.exists() for other in others] == [False, True, True]
+    assert entry.exists()  # what is opened again needs no room
+    other_store = TileStore(data_dir / "caffe.zarr")
+    open_tiles(other_store, cache, decoded_bytes(other_store) + size + 500, neighbours=lambda: others)
+    assert [other.folder.exists() for other in others] == [False, False, True]
+    assert not entry.exists()  # what runs stays, so the store had to make room
