@@ -16,7 +16,9 @@ def shared_ray() -> Iterator[None]:
     """A Ray of two cores in this process; starting one for every sweep took most of the tests' time."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 1024 * 1024)
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 1024 * 1024
+    )
     yield
     ray.shutdown()
 
