@@ -216,4 +216,22 @@ def test_the_command_shows_a_sweep(storage: Storage) -> None:
     plain = json.loads(told.output)
     assert plain["counts"] == {"failed": 1, "running": 1, "waiting": 1}
     assert plain["running"][0]["trial_id"] == running
+    assert plain["running"][0]["epoch"] == 1
     assert CliRunner().invoke(app, ["status", "none", "--storage", str(storage.path)]).exit_code == 1
+
+
+def test_watching_shows_each_change_and_ends_with_the_last_trial(storage: Storage) -> None:
+    import threading
+
+    from cryobench.conf.compose import load_sweep
+    from cryobench.orchestrator.sweep_record import record_sweep
+
+    start = time.time() - 5
+    begun = {"event": "attempt", "time": start, "host": "far", "pid": 1, "device": "cuda", "code": "1"}
+    trial = storage.trial(begun, storage.epoch(start + 1, 1))
+    record_sweep(storage.path, load_sweep(["sweep=demo"]), storage.trials)
+    failed = {"event": "failed", "time": start + 2, "kind": "corrupt_data", "message": "m"}
+    threading.Timer(1.0, append_line, (TrialFolder(storage.path, trial).path / "events.jsonl", failed)).start()
+    told = CliRunner().invoke(app, ["status", "demo", "--watch", "--storage", str(storage.path)])
+    assert told.exit_code == 0, told.output
+    assert told.output.index("1 running") < told.output.index("1 failed")
