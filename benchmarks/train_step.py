@@ -41,7 +41,8 @@ from cryobench.datasets.batches.batch_loader import BatchLoader, EpochSampler
 from cryobench.datasets.batches.tile_source import CachedTiles
 from cryobench.encoders.vit import TimmVit
 from cryobench.workers.model.decoders.upernet import UPerNet
-from cryobench.workers.model.segmentation import SegmentationModel, autocast, make_adamw, set_precision, training_step
+from cryobench.workers.model.numerics import autocast, set_numerics
+from cryobench.workers.model.segmentation import SegmentationModel, make_adamw, training_step
 
 BANDS, SIDE, CLASSES = 10, 512, 2
 MODELS = {
@@ -98,7 +99,7 @@ class Way:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.reference = name == "reference"
         self.precision = "bf16" if name == "ours_bf16" else "fp32"
-        set_precision("fp32" if self.reference else self.precision)
+        set_numerics("fp32" if self.reference else self.precision)
         torch.manual_seed(0)
         timm_name, taps = MODELS[model]
         bands = {"optical": tuple(f"b{i}" for i in range(BANDS))}

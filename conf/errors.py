@@ -107,10 +107,46 @@ class TrackingError(CryobenchError):
     kind = "tracking"
 
 
+class GpuFaultError(CryobenchError):
+    """A GPU that fails, or is not there any more."""
+
+    kind = "gpu_fault"
+
+
+class MissingMountError(CryobenchError):
+    """A node on which the sweep's storage is another folder, or none."""
+
+    kind = "missing_mount"
+
+
+class OtherSoftwareError(CryobenchError):
+    """A node whose cryobench, torch or Python is not the driver's."""
+
+    kind = "other_software"
+
+
+class AvoidedNodeError(CryobenchError):
+    """A trial that was given to a node on which nothing is to begin any more."""
+
+    kind = "avoided_node"
+
+
 class StorageError(CryobenchError):
-    """An object store that cannot be reached or refuses."""
+    """A storage that is not there, cannot be reached or refuses."""
 
     kind = "storage"
+
+
+class HeldElsewhereError(CryobenchError):
+    """A trial or a sweep that another process holds."""
+
+    kind = "busy"
+
+
+class LeaseLostError(CryobenchError):
+    """Another process has taken over what this one held; nothing may be written any more."""
+
+    kind = "lease_lost"
 
 
 class RecordError(CryobenchError):
@@ -127,10 +163,41 @@ class InterruptedTrialError(CryobenchError):
 
 #: Failures that say nothing about the trial itself: running the sweep again tries them again.
 RETRIED_KINDS = frozenset(
-    {"crashed", "disk_full", "hung_read", "interrupted", "missing_data", "missing_weights", "storage"}
+    {
+        "avoided_node",
+        "busy",
+        "crashed",
+        "disk_full",
+        "gpu_fault",
+        "hung_read",
+        "interrupted",
+        "lease_lost",
+        "low_memory",
+        "missing_data",
+        "missing_mount",
+        "missing_weights",
+        "other_software",
+        "storage",
+    }
 )
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+#: What a file system answers that is not there, not as it was, or not to be written.
+_AWAY = {
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ESTALE,
+    errno.EIO,
+    errno.ENODEV,
+    errno.ENXIO,
+    errno.ENOTCONN,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+}
 
 
 def disk_full(error: OSError, path: Path | str) -> DiskFullError | None:
@@ -140,4 +207,15 @@ def disk_full(error: OSError, path: Path | str) -> DiskFullError | None:
     return DiskFullError(
         f"No space left while writing {path} ({error.strerror}). Free some space there or choose another place "
         "with --storage / --data-dir / --cache-dir, then run the same command again: finished work is kept."
+    )
+
+
+def storage_trouble(error: OSError, path: Path | str) -> CryobenchError | None:
+    """The explained form of ``error`` if it says that a storage is full, read-only or away, else None."""
+    full = disk_full(error, path)
+    if full is not None or error.errno not in _AWAY:
+        return full
+    return StorageError(
+        f"{path} cannot be used ({error.strerror}). Expected the folder of the storage, mounted and writable: bring it "
+        "back to its place, or name another with --storage, then run the same command again: finished work is kept."
     )

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -18,6 +20,8 @@ from pydantic import BaseModel, Field
 FORMAT = 1
 
 _LABEL = "label"
+#: Where a frozen model keeps its own canonical JSON; no field, as with a cached property.
+_KEPT = "_identity_json"
 #: A field that cannot change a result and so is no part of a trial's identity.
 Label = Field(json_schema_extra={_LABEL: True})
 
@@ -43,7 +47,11 @@ _FIRST: dict[str, frozenset[str]] = {
 
 def identity(model: BaseModel) -> dict[str, Any]:
     """The part of ``model`` that can change a result, as plain JSON data."""
-    plain: dict[str, Any] = {}
+    return {name: _plain(value) for name, value in _fields(model)}
+
+
+def _fields(model: BaseModel) -> Iterator[tuple[str, Any]]:
+    """Names and values of what can change a result."""
     first = _FIRST.get(_model_name(model), frozenset())
     for name, field in type(model).model_fields.items():
         extra = field.json_schema_extra
@@ -52,16 +60,32 @@ def identity(model: BaseModel) -> dict[str, Any]:
         value = getattr(model, name)
         if name not in first and value == field.get_default(call_default_factory=True):
             continue
-        plain[name] = _plain(value)
-    return plain
+        yield name, value
 
 
 def identity_digest(model: BaseModel) -> str:
     """SHA-256 of the canonical JSON of ``model``'s identity, in hex."""
-    plain = identity(model)
-    if FORMAT > 1:
-        plain = {"format": FORMAT, **plain}
-    return hashlib.sha256(canonical_json(plain).encode()).hexdigest()
+    more = {"format": FORMAT} if FORMAT > 1 else {}
+    return hashlib.sha256(_identity_json(model, more).encode()).hexdigest()
+
+
+def _identity_json(model: BaseModel, more: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """The canonical JSON of ``model``'s identity and of ``more``.
+
+    Thousands of trials share encoder, protocol and regime, so the text of a model is kept with it. It counts as long as
+    the model's values are the very same objects: a copy with another value takes the kept text along.
+    """
+    values = tuple(getattr(model, name) for name in type(model).model_fields)
+    kept = model.__dict__.get(_KEPT)
+    if kept is not None and not more and all(a is b for a, b in zip(kept[0], values, strict=True)):
+        return str(kept[1])
+    parts = {name: canonical_json(value) for name, value in more.items()}
+    for name, value in _fields(model):
+        parts[name] = _identity_json(value) if isinstance(value, BaseModel) else canonical_json(_plain(value))
+    text = "{" + ",".join(f"{json.dumps(name)}:{parts[name]}" for name in sorted(parts)) + "}"
+    if not more and model.model_config.get("frozen"):
+        model.__dict__[_KEPT] = (values, text)
+    return text
 
 
 def canonical_json(value: object) -> str:

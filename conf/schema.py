@@ -120,7 +120,7 @@ class ProtocolSpec(Strict):
     """Every value of training and evaluation that can change a result (BENCHMARK.md's are the defaults).
 
     ``precision``: ``fp32`` as published (convolutions may use TF32, as torch does by default), ``tf32`` for matrix
-    products too, ``bf16`` by autocast. ``deterministic`` asks torch for algorithms that always round alike on a GPU.
+    products too, ``bf16`` by autocast. ``deterministic``: algorithms that always round alike on a GPU, or an error.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 80
@@ -164,7 +164,10 @@ class ResourceSpec(Strict):
     prefetch_batches: Annotated[int, Field(ge=1)] = 8
     checkpoint_every_s: Annotated[float, Field(gt=0)] = 600.0
     stall_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    lease_s: Annotated[float, Field(gt=0)] = 60.0
+    storage_patience_s: Annotated[float, Field(ge=0)] = 600.0
     cache_limit_gb: Annotated[float, Field(gt=0)] = 200.0
+    cache_dir: str | None = None
 
 
 # --- sweeps ----------------------------------------------------------------------------------------------

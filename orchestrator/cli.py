@@ -15,6 +15,7 @@ from cryobench.orchestrator.commands import (
     logs,
     mlflow_ui,
     planning,
+    prune,
     results,
     status_view,
     sweeps,
@@ -39,6 +40,7 @@ app.command()(tables.leaderboard)
 results.register(app)
 app.command()(mlflow_ui.ui)
 app.command()(compare.compare)
+app.command()(prune.prune)
 app.add_typer(trials.app, name="trial")
 app.add_typer(data.app, name="data")
 app.add_typer(encoders.app, name="encoders")

@@ -24,7 +24,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "show": {"raw", "store"},
     },
     "workers": {
-        "place": set(),
+        "place": {"record"},
         "termination": set(),
         "record": set(),
         "model": set(),

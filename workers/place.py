@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from cryobench.conf.schema import ResourceSpec
+from cryobench.workers.record.node_folders import node_cache_dir, working_copy
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Place:
     """Folders, resources and device of a trial.
 
     ``storage`` is a local folder; with ``mirror``, the URL of an object store, it is this node's working copy of it.
-    ``data_dir`` may be the URL of an object store.
+    ``data_dir`` may be the URL of an object store. ``own_cache``: no folder was named for the cache, so it is each
+    node's own, and with it the working copy.
     """
 
     storage: Path
@@ -25,6 +27,15 @@ class Place:
     resources: ResourceSpec = field(default_factory=ResourceSpec)
     device: str = "auto"
     mirror: str | None = None
+    own_cache: bool = False
+
+    def on_this_node(self) -> Place:
+        """The same as seen from the node that calls this."""
+        if not self.own_cache:
+            return self
+        cache = node_cache_dir(self.resources.cache_dir)
+        storage = working_copy(cache, self.mirror, "worker") if self.mirror else self.storage
+        return replace(self, cache_dir=cache, storage=storage)
 
     def torch_device(self) -> torch.device:
         """The device asked for; ``auto`` is a GPU where there is one."""

@@ -30,7 +30,10 @@ def compare(first: Trial, second: Trial, storage: Storage = None, json: Json = F
 
     def folder(text: str) -> TrialFolder:
         path = Path(text)
-        return TrialFolder.at(path.resolve()) if path.is_dir() else TrialFolder(where.storage, text)
+        if path.is_dir():
+            return TrialFolder.at(path.resolve())
+        where.bring_trials([text])
+        return TrialFolder(where.storage, text)
 
     found = compare_trials(folder(first), folder(second))
     if json:
@@ -56,6 +59,8 @@ def _print(found: Comparison, first: str, second: str) -> None:
     _print_pairs("results that differ", found.outcome)
     if found.weights is None:
         console.print("Weights: not compared; one of the two has no best checkpoint.")
+        for why in found.pruned:
+            console.print(why, highlight=False, markup=False, soft_wrap=True)
     elif not found.weights:
         console.print(f"Weights: all {found.tensors} tensors of the best checkpoints are the same, bit for bit.")
     else:

@@ -27,7 +27,11 @@ DataDir = Annotated[
 ]
 CacheDir = Annotated[
     str | None,
-    typer.Option("--cache-dir", help="Decoded tiles of this node.", show_default="DATA_DIR/cache or $CRYOBENCH_CACHE"),
+    typer.Option(
+        "--cache-dir",
+        help="Decoded tiles of this node.",
+        show_default="$CRYOBENCH_CACHE, or below the system's temporary folder",
+    ),
 ]
 WeightsDir = Annotated[
     str | None,

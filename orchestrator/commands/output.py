@@ -15,6 +15,11 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 console = Console(width=None if sys.stdout.isatty() else 160)
 
 
+def console_of_its_own() -> Console:
+    """The same, bound to what standard output is now: it stays there while others' output is led elsewhere."""
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+
+
 def print_json(value: Any) -> None:
     """Plain JSON on standard output, for other programs."""
     json.dump(value, sys.stdout, indent=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +19,7 @@ from cryobench.orchestrator.commands.options import (
     Storage,
     WeightsDir,
 )
-from cryobench.orchestrator.commands.output import console, print_json
+from cryobench.orchestrator.commands.output import console, console_of_its_own, print_json
 from cryobench.orchestrator.formatting import duration
 
 if TYPE_CHECKING:
@@ -172,20 +174,20 @@ def _print_simulation(found: dict[str, Any], nodes: str) -> None:
 
 
 def _smoke(made: Plan, where: Places, address: str | None, *, quiet: bool) -> list[SmokeReport]:
-    from cryobench.orchestrator.sweep.driver import _ray
+    from cryobench.orchestrator.sweep.ray_session import ray_session
     from cryobench.orchestrator.sweep.smoke_run import representatives, run_smoke
 
-    specs = representatives(made.trials)
+    specs, shown = representatives(made.trials), console_of_its_own()
 
     def tell(report: SmokeReport) -> None:
         if not quiet:
             state = "ok" if report.ok else f"failed ({report.kind})"
-            console.print(f"{report.encoder} · {report.dataset}: {state}", highlight=False, markup=False)
+            shown.print(f"{report.encoder} · {report.dataset}: {state}", highlight=False, markup=False)
 
     if not quiet:
         print_missing(made)
         console.print(f"One step of {len(specs)} pairs of system and data set; nothing is kept.", highlight=False)
-    with _ray(address):
+    with TemporaryDirectory(prefix="cryobench-smoke-") as scratch, ray_session(address, Path(scratch) / "ray.log"):
         return run_smoke(specs, where, made.sweep.resources, tell)
 
 

@@ -21,6 +21,7 @@ def sync(storage: Storage = None, tracking_uri: TrackingUri = None) -> None:
     from cryobench.orchestrator.results.tracking import default_uri
 
     where = places(storage)
+    where.bring_all()
     uri = None if tracking_uri == "none" else tracking_uri or default_uri(where.storage)
     messages: list[str] = []
     with bar("Trials") as progress:

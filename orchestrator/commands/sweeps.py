@@ -16,7 +16,7 @@ from cryobench.orchestrator.commands.options import (
     TrackingUri,
     WeightsDir,
 )
-from cryobench.orchestrator.commands.output import console
+from cryobench.orchestrator.commands.output import console, console_of_its_own
 from cryobench.orchestrator.commands.planning import print_counts, print_missing
 from cryobench.orchestrator.formatting import masked
 
@@ -30,6 +30,9 @@ Address = Annotated[
 ]
 Partial = Annotated[
     bool, typer.Option("--partial", help="Run what is ready although data or weights of others are missing.")
+]
+NoWait = Annotated[
+    bool, typer.Option("--no-wait", help="Refuse if another process drives this sweep, instead of waiting for its end.")
 ]
 
 
@@ -50,6 +53,7 @@ def sweep(
     address: Address = None,
     retry_failed: RetryFailed = False,
     partial: Partial = False,
+    no_wait: NoWait = False,
 ) -> None:
     """Run a sweep: everything that is not complete, continuing what was begun."""
     from cryobench.conf.compose import load_sweep
@@ -58,7 +62,7 @@ def sweep(
 
     where = places(storage, data_dir, cache_dir, weights_dir, config_dir)
     made = make_plan(load_sweep(overrides or [], where.config_dir), where)
-    _run([made], where, tracking_uri, address, retry_failed, partial)
+    _run([made], where, tracking_uri, address, retry_failed, partial, wait=not no_wait)
 
 
 def resume(
@@ -71,6 +75,7 @@ def resume(
     address: Address = None,
     retry_failed: RetryFailed = False,
     partial: Partial = False,
+    no_wait: NoWait = False,
 ) -> None:
     """Continue a sweep of this storage as it was asked for, without repeating its overrides."""
     from cryobench.orchestrator.places import places
@@ -78,14 +83,21 @@ def resume(
     from cryobench.orchestrator.sweep_record import read_sweep
 
     where = places(storage, data_dir, cache_dir, weights_dir)
+    where.bring_sweeps()
     record = read_sweep(where.storage, name)
-    _run(
-        [make_plan(request, where) for request in record.requests], where, tracking_uri, address, retry_failed, partial
-    )
+    plans = [make_plan(request, where) for request in record.requests]
+    _run(plans, where, tracking_uri, address, retry_failed, partial, wait=not no_wait)
 
 
 def _run(
-    plans: list[Plan], where: Places, tracking_uri: str | None, address: str | None, retry_failed: bool, partial: bool
+    plans: list[Plan],
+    where: Places,
+    tracking_uri: str | None,
+    address: str | None,
+    retry_failed: bool,
+    partial: bool,
+    *,
+    wait: bool,
 ) -> None:
     for made in plans:
         if made.blocked and not partial:
@@ -93,15 +105,18 @@ def _run(
             print_missing(made)
             console.print("Nothing was run. Bring what is missing, or add --partial to run the rest.")
             raise typer.Exit(2)
-    where.storage.mkdir(parents=True, exist_ok=True)
+    where.prepare_storage()
     for made in plans:
-        _run_one(made, where, tracking_uri, address, retry_failed)
+        _run_one(made, where, tracking_uri, address, retry_failed, wait)
 
 
-def _run_one(made: Plan, where: Places, tracking_uri: str | None, address: str | None, retry_failed: bool) -> None:
+def _run_one(
+    made: Plan, where: Places, tracking_uri: str | None, address: str | None, retry_failed: bool, wait: bool
+) -> None:
     from cryobench.orchestrator.results.leaderboard import table_path
     from cryobench.orchestrator.results.tracking import default_uri
     from cryobench.orchestrator.sweep.driver import run_sweep
+    from cryobench.orchestrator.sweep.failures import failure_groups
 
     uri = None if tracking_uri == "none" else tracking_uri or default_uri(where.storage)
     todo = made.to_run(retry_failed)
@@ -112,9 +127,11 @@ def _run_one(made: Plan, where: Places, tracking_uri: str | None, address: str |
         + (f", {len(made.blocked)} left out" if made.blocked else "")
         + "."
     )
-    for trial in waiting:
-        console.print(f"Not retried ({trial.kind}): {trial.spec.label}: {trial.message}", markup=False, soft_wrap=True)
-    outcome = run_sweep(made, where, console, uri=uri, address=address, retry_failed=retry_failed)
+    if waiting:
+        console.print(f"{len(waiting)} failed before for reasons of their own and are not run without --retry-failed.")
+    outcome = run_sweep(
+        made, where, console_of_its_own(), uri=uri, address=address, retry_failed=retry_failed, wait=wait
+    )
     counts = ", ".join(f"{count} {name}" for name, count in outcome.counts.items()) or "nothing left to run"
     console.print(f"Sweep {made.sweep.name}: {counts}.", highlight=False)
     storage = f"--storage {shlex.quote(str(where.storage_url or where.storage))}"
@@ -124,23 +141,24 @@ def _run_one(made: Plan, where: Places, tracking_uri: str | None, address: str |
     if tracking_uri is not None:
         storage += f" --tracking-uri {shlex.quote(masked(tracking_uri))}"
         options += f" --tracking-uri {shlex.quote(masked(tracking_uri))}"
-    if outcome.interrupted:
+    if outcome.interrupted and not outcome.stopped:
         console.print(
             f"Interrupted. Go on with: cryobench resume {made.sweep.name} {options}", markup=False, soft_wrap=True
         )
         raise typer.Exit(130)
-    failed = outcome.counts.get("failed", 0) + len(waiting)
-    if failed:
-        console.print(
-            f"{failed} failed; see the messages above, then: "
-            f"cryobench resume {made.sweep.name} --retry-failed {options}",
-            markup=False,
-            soft_wrap=True,
-        )
+    failed = failure_groups(where.storage, made.trial_ids)
+    for line in (line for group in failed for line in group.lines()):
+        console.print(line, markup=False, soft_wrap=True)
+    if outcome.stopped:
+        console.print(f"Stopped: {outcome.stopped} Nothing is lost.", markup=False, soft_wrap=True)
+    if failed or outcome.stopped:
+        retry = "--retry-failed " if any(group.waits_for_user for group in failed) else ""
+        again = f"cryobench resume {made.sweep.name} {retry}{options}"
+        console.print(f"Then: {again}", markup=False, soft_wrap=True)
     console.print(f"Leaderboard: {table_path(where.storage)}", soft_wrap=True, highlight=False)
     if uri:
         console.print(f"MLflow: cryobench ui {storage}", soft_wrap=True, highlight=False)
         if not outcome.tracked:
             console.print(f"MLflow lacks some of it; then: cryobench sync {storage}", soft_wrap=True, highlight=False)
-    if failed:
+    if failed or outcome.stopped:
         raise typer.Exit(1)

@@ -108,6 +108,9 @@ def _rows(
     from cryobench.orchestrator.sweep_record import read_sweep
 
     where = places(storage)
+    where.bring_table()
+    if sweep is not None:
+        where.bring_sweeps()
     rows = keep(read_leaderboard(where.storage), where.storage, sweep, regime)
     if datasets is not None:
         named = [name.strip() for name in datasets.split(",") if name.strip()]

@@ -128,7 +128,9 @@ def show(
     from cryobench.orchestrator.places import places
     from cryobench.workers.record.folder import TrialFolder
 
-    folder = TrialFolder(places(storage).storage, trial_id)
+    where = places(storage)
+    where.bring_trials([trial_id])
+    folder = TrialFolder(where.storage, trial_id)
     spec, state, result = folder.spec(), folder.state(), folder.result()
     if json:
         print_json(
@@ -179,7 +181,9 @@ def _find(what: list[str], where: Places) -> tuple[TrialSpec, Any, str]:
                 raise ConfigError(f"No file {path}. Expected a trial's spec.json.")
             spec = read_spec(path)
             return spec, ResourceSpec(), spec.trial_id
+        where.bring_trials([what[0]])
         folder = TrialFolder.find(where.storage, what[0])
+        where.bring_trials([folder.trial_id])
         return folder.spec(), ResourceSpec(), folder.trial_id
     sweep = load_sweep(what, where.config_dir)
     trials = make_plan(sweep, where).trials

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from cryobench.orchestrator.results.reconcile import Reconciler
 from cryobench.orchestrator.sweep_record import SweepRecord
-from cryobench.workers.record.folder import TrialFolder
 from cryobench.workers.record.mirror import Mirror
 
 #: All trials of the sweep are looked at this often, whether or not anything was heard of them.
@@ -79,6 +78,8 @@ class BackgroundReconciler:
         while (late := self._not_ended(ended)) and time.monotonic() < deadline:
             time.sleep(0.5)
             self._pass(late)
+        if self._mirror:
+            self._mirror.pull_projections(self._storage)
         self._reconciler.compact()
         self._reconciler.finish(self._record.name, self._record.trials)
         if self._mirror:
@@ -87,8 +88,7 @@ class BackgroundReconciler:
         return self._reconciler.unreachable is None and self._reconciler.problems.keys() <= self._reconciler.damaged
 
     def _not_ended(self, trials: Iterable[str]) -> list[str]:
-        states = {trial: TrialFolder(self._storage, trial).state() for trial in trials}
-        return [trial for trial, state in states.items() if not (state.finished or state.status == "failed")]
+        return [trial for trial in trials if self._reconciler.status(trial) in ("pending", "begun")]
 
     def _loop(self) -> None:
         while not self._stop.wait(self._interval):
@@ -111,6 +111,8 @@ class BackgroundReconciler:
             raise
         if self._reconciler.rows_changed and now - self._compacted >= _COMPACT_S:
             self._compacted = now
+            if self._mirror:
+                self._mirror.pull_projections(self._storage)  # rows of other sweeps' drivers
             self._reconciler.compact()
             if self._mirror:
                 self._mirror.push_projections(self._storage)

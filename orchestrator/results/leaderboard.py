@@ -5,14 +5,17 @@ A projection of the trial folders: it can be deleted and rebuilt at any time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cryobench.conf.errors import ConfigError, RecordError
+from cryobench.conf.errors import ConfigError, RecordError, disk_full
 from cryobench.orchestrator.results.comparability import Comparability
 from cryobench.workers.record.files import write_whole
 from cryobench.workers.record.folder import TrialFolder
@@ -171,40 +174,78 @@ def recorded_run_id(storage: Path, trial: str) -> str | None:
     return row[0]["mlflow_run_id"] if row else None
 
 
-def write_row(storage: Path, row: dict[str, Any]) -> bool:
-    """Write one trial's file, unless it says the same already; whether it was written."""
-    path = _row_path(storage, row["trial_id"])
-    table = pa.Table.from_pylist([row], SCHEMA)
-    return _written(path, table)
+def write_rows(storage: Path, rows: Sequence[dict[str, Any]]) -> dict[str, bool | Exception]:
+    """Write each trial's file, unless it says the same already.
 
-
-def compact(
-    storage: Path,
-    exists: Callable[[str], bool] = lambda trial: True,
-    unreadable: Callable[[str, Exception], None] = lambda trial, error: None,
-) -> pa.Table:
-    """Gather all trials' files into one table, sorted by identity; files of trials that are no more are removed.
-
-    Args:
-        storage: the storage.
-        exists: whether a trial still has its folder, asked at the moment in which its row would go: rows that come
-            in meanwhile, from a driver beside this process, stay.
-        unreadable: is told of each row that is damaged or of a later release; it is left out, and its file left alone.
+    Returns:
+        By trial whether it was written, or what kept it from being.
     """
-    tables = []
-    for path in sorted((storage / "leaderboard" / "trials").glob("*.parquet")):
-        if not exists(path.stem):
-            path.unlink(missing_ok=True)
-            continue
+    found: dict[str, bool | Exception] = {}
+    for row in rows:
         try:
-            tables.append(_read(path))
-        except (OSError, pa.ArrowException, RecordError) as error:
-            unreadable(path.stem, error)
-    table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
-    keys = [(name, "ascending") for name in ("dataset", "regime", "encoder", "lr", "seed", "trial_id")]
-    table = table.sort_by(keys)
-    _written(table_path(storage), table)
-    return table
+            table = pa.Table.from_pylist([row], SCHEMA)
+            found[row["trial_id"]] = _written(_row_path(storage, row["trial_id"]), table, _write_unsynced)
+        except Exception as error:  # one trial's problem
+            found[row["trial_id"]] = error
+    return found
+
+
+@dataclass
+class Compaction:
+    """Gathers all trials' files into one table, with a memory of those that it has read: only news are read again."""
+
+    storage: Path
+    _stamps: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _table: pa.Table = field(default_factory=lambda: SCHEMA.empty_table())
+
+    def run(
+        self,
+        exists: Callable[[str], bool] = lambda trial: True,
+        unreadable: Callable[[str, Exception], None] = lambda trial, error: None,
+    ) -> pa.Table:
+        """Write the table, sorted by identity; files of trials that are no more are removed.
+
+        Args:
+            exists: whether a trial still has its folder, asked at the moment in which its row would go: rows that come
+                in meanwhile, from a driver beside this process, stay.
+            unreadable: is told of each row that is damaged or of a later release; it is left out, and its file left
+                alone.
+        """
+        kept: dict[str, tuple[int, int]] = {}
+        fresh: list[pa.Table] = []
+        for trial, path, stamp in _row_files(self.storage):
+            if not exists(trial):
+                path.unlink(missing_ok=True)
+            elif self._stamps.get(trial) == stamp:
+                kept[trial] = stamp
+            else:
+                try:
+                    fresh.append(_read(path))
+                except (OSError, pa.ArrowException, RecordError) as error:
+                    unreadable(trial, error)
+                else:
+                    kept[trial] = stamp
+        if fresh or kept.keys() != self._stamps.keys():
+            same = [trial for trial, stamp in kept.items() if self._stamps.get(trial) == stamp]
+            old = self._table.filter(pc.is_in(self._table["trial_id"], value_set=pa.array(same, pa.string())))
+            keys = [(name, "ascending") for name in ("dataset", "regime", "encoder", "lr", "seed", "trial_id")]
+            self._table = pa.concat_tables([old, *fresh]).combine_chunks().sort_by(keys)
+            self._stamps = kept
+        _written(table_path(self.storage), self._table, write_whole)
+        return self._table
+
+
+def _row_files(storage: Path) -> Iterator[tuple[str, Path, tuple[int, int]]]:
+    """Trial, path, and size and time of each trial's file."""
+    try:
+        entries = sorted(os.scandir(storage / "leaderboard" / "trials"), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        trial, _, ending = entry.name.rpartition(".")
+        if ending == "parquet" and not trial.startswith("."):
+            stat = entry.stat()
+            yield trial, Path(entry.path), (stat.st_size, stat.st_mtime_ns)
 
 
 def _read(path: Path) -> pa.Table:
@@ -214,13 +255,21 @@ def _read(path: Path) -> pa.Table:
         RecordError: it was written by a later release.
         OSError, pa.ArrowException: it is not there, or damaged.
     """
-    found = pq.read_table(path)
+    found = _whole(path)
     _require_readable(path, found)
+    if found.schema.equals(SCHEMA):
+        return found.replace_schema_metadata(SCHEMA.metadata)
     columns = [
         found[field.name].cast(field.type) if field.name in found.column_names else pa.nulls(len(found), field.type)
         for field in SCHEMA
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _whole(path: Path) -> pa.Table:
+    """The file's table; `pyarrow.parquet.read_table` looks for a data set first, which takes ten times as long."""
+    with pq.ParquetFile(path) as file:
+        return file.read()
 
 
 def _require_readable(path: Path, found: pa.Table) -> None:
@@ -232,18 +281,29 @@ def _require_readable(path: Path, found: pa.Table) -> None:
         )
 
 
-def _written(path: Path, table: pa.Table) -> bool:
+def _written(path: Path, table: pa.Table, write: Callable[[Path, Callable[[Path], object]], None]) -> bool:
     """Write a table unless it stands there already; whether it was written."""
     try:
-        found = pq.read_table(path)
+        found = _whole(path)
         _require_readable(path, found)
         if found.schema.metadata == SCHEMA.metadata and found.equals(table):
             return False
     except (OSError, pa.ArrowException):
         pass  # there is none yet, or it is damaged: the folders are the truth
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda temporary: pq.write_table(table, temporary))
+    write(path, lambda temporary: pq.write_table(table, temporary))
     return True
+
+
+def _write_unsynced(path: Path, write: Callable[[Path], object]) -> None:
+    """As `write_whole`, without waiting for the disk: what a power cut leaves damaged is made again from its folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise disk_full(error, path) or error from error
 
 
 def _row_path(storage: Path, trial: str) -> Path:

@@ -6,19 +6,38 @@ handled by itself: what one of them raises is told once, with the trial, and the
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from filelock import FileLock
 
-from cryobench.conf.errors import ConfigError, CryobenchError, RecordError, StorageError, TrackingError
-from cryobench.orchestrator.results.leaderboard import compact, has_row, leaderboard_row, recorded_run_id, write_row
-from cryobench.orchestrator.results.run_book import has_book, remembered_run_id
-from cryobench.orchestrator.results.tracking import RefusedError, Tracker, mend_artifact_locations
+from cryobench.conf.errors import (
+    ConfigError,
+    CryobenchError,
+    DiskFullError,
+    RecordError,
+    StorageError,
+    TrackingError,
+    storage_trouble,
+)
+from cryobench.orchestrator.results.leaderboard import (
+    Compaction,
+    has_row,
+    leaderboard_row,
+    recorded_run_id,
+    write_rows,
+)
+from cryobench.orchestrator.results.reading import TrialReading
+from cryobench.orchestrator.results.run_book import has_book, remembered_run_ids
+from cryobench.orchestrator.results.tracking import Tracker, mend_artifact_locations
+from cryobench.orchestrator.results.tracking_errors import RefusedError
 from cryobench.orchestrator.sweep_record import SweepRecord, all_sweeps
 from cryobench.workers.record.folder import SPEC, TrialFolder, all_trials
 from cryobench.workers.record.mirror import Mirror
@@ -27,6 +46,8 @@ from cryobench.workers.record.mirror import Mirror
 SINGLE = "single"
 #: The files whose change is news of a trial: times and sizes of them are compared between passes.
 _NEWS = ("spec.json", "events.jsonl", "result.json")
+#: Trials that are read and written together: their runs go to a database in one transaction.
+_BATCH = 50
 Signature = tuple[tuple[int, int] | None, ...]
 
 
@@ -63,7 +84,8 @@ class Reconciler:
     unreachable: str | None = None
     _sweeps_of: dict[str, list[str]] = field(default_factory=dict)
     _trackers: dict[str, Tracker] = field(default_factory=dict)
-    _in_step: dict[str, Signature] = field(default_factory=dict)
+    _in_step: dict[str, tuple[Signature, str]] = field(default_factory=dict)
+    _remembered: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def read_sweeps(self) -> list[SweepRecord]:
         """Learn which sweeps list which trials, oldest first."""
@@ -102,34 +124,35 @@ class Reconciler:
             done: called after each trial.
         """
         self.unreachable = None
-        left = set()
+        self._remembered.clear()
+        left: set[str] = set()
+        asked = list(trials)
+        try:
+            self._look_at_storage(asked)
+        except StorageError as error:  # said once; all of them are looked at when it is back
+            self.unreachable = str(error)
+            return set(asked)
         with self.lock:  # of two drivers on one storage, one at a time: no run is made twice
-            for trial in trials:
-                try:
-                    if not self._one(trial, live):
-                        left.add(trial)
-                    self.problems.pop(trial, None)
-                    self.damaged.discard(trial)
-                except (RefusedError, RecordError) as error:  # told once; nothing changes before the files do
-                    self._note(trial, error)
-                    if isinstance(error, RecordError):
-                        self.damaged.add(trial)
-                except (TrackingError, StorageError) as error:
-                    self.unreachable = str(error)
-                    left.add(trial)
-                except Exception as error:  # whatever it is, it is this trial's: the others go on
-                    self._note(trial, error)
-                    left.add(trial)
-                done()
+            for start in range(0, len(asked), _BATCH):
+                self._reconcile(asked[start : start + _BATCH], live, left)
+                for _ in asked[start : start + _BATCH]:
+                    done()
             for tracker in self._trackers.values():
                 tracker.save()
         return left
+
+    def status(self, trial: str) -> str:
+        """How a trial stands, by its folder; one that was found in step is not read again."""
+        known = self._in_step.get(trial)
+        if known is not None and known[0] == _signature(self.storage, trial):
+            return known[1]
+        return TrialFolder(self.storage, trial).state().status
 
     def finish(self, sweep: str, trials: Iterable[str]) -> None:
         """Note the counts of a sweep on its parent run; without effect while MLflow cannot be reached."""
         if self.uri is None or self.unreachable is not None:
             return
-        states = Counter(str(TrialFolder(self.storage, trial).state().status) for trial in trials)
+        states = Counter(self.status(trial) for trial in trials)
         try:
             tracker = self.tracker(sweep)
             if tracker is not None:
@@ -139,58 +162,140 @@ class Reconciler:
 
     def compact(self) -> pa.Table:
         """Gather the rows into one table; rows of trials whose folders are gone leave it."""
+        self._look_at_storage([])
         self.rows_changed = False
+        stored = self.mirror.trials() if self.mirror else None
+
+        def exists(trial: str) -> bool:
+            if stored is not None:  # of other sweeps' trials nothing is here
+                return trial in stored
+            return (TrialFolder(self.storage, trial).path / SPEC).exists()
+
         with self.lock:  # two at once: the older table would replace the newer
-            return compact(
-                self.storage,
-                exists=lambda trial: (TrialFolder(self.storage, trial).path / SPEC).exists(),
-                unreadable=self._note,
+            return self._compaction.run(exists=exists, unreadable=self._note)
+
+    def _look_at_storage(self, trials: list[str]) -> None:
+        """See that the storage is there, before anything makes a folder in its place; bring what is new of trials."""
+        if self.mirror:
+            self.mirror.pull_trials(self.storage, trials)
+        elif not (self.storage / "trials").is_dir():
+            raise StorageError(
+                f"Storage {self.storage} is not there: it holds no trials folder. Bring it back to its place, or mount "
+                "it; MLflow and the leaderboard are brought up to date then, at the latest by cryobench sync."
             )
 
-    def _one(self, trial: str, live: str | None) -> bool:
-        """Whether nothing is left to be done for this trial until there is news of it."""
-        if self.mirror:
-            self.mirror.pull_trial(self.storage, trial, whole=False)
-        folder = TrialFolder(self.storage, trial)
-        signature = _signature(folder)  # before reading: what is written meanwhile is news for the next pass
-        state = folder.state()
-        ended = state.finished or state.status == "failed"
-        if state.status == "pending":
-            return True
-        if self._in_step.get(trial) == signature:
-            return ended
-        sweeps = self._sweeps_of.get(trial) or [live or SINGLE]
-        run_ids: dict[str, str | None] = {}
-        trouble: Exception | None = None
-        for sweep in sweeps:
-            if sweep == live or live is None or ended:
-                try:
-                    run_ids[sweep] = self._project(sweep, folder)
-                except Exception as error:  # the row is written all the same
-                    trouble = error
-        known = recorded_run_id(self.storage, trial) or remembered_run_id(self.storage, sweeps[0], trial)
-        row = leaderboard_row(folder, sweeps[0], run_ids.get(sweeps[0]) or known)
-        # A result that cannot be read, perhaps one of a later release, takes no row away that was read before.
-        if row is not None and not (state.kind == RecordError.kind and has_row(self.storage, trial)):
-            self.rows_changed |= write_row(self.storage, row)
-        folder.result()  # without tracking, nothing above has said yet that it is damaged
-        if trouble is None or isinstance(trouble, RefusedError | RecordError):
-            self._in_step[trial] = signature
-        if trouble is not None:
-            raise trouble
-        return ended
+    def _reconcile(self, trials: list[str], live: str | None, left: set[str]) -> None:
+        """Bring a batch of trials in step; into ``left`` goes what the next pass has to look at."""
+        found: dict[str, tuple[TrialReading, Signature]] = {}
+        for trial in trials:
+            with self._handled(trial, left):
+                news = self._news(trial, left)
+                if news is not None:
+                    found[trial] = news
+        outcomes = self._project([reading for reading, _ in found.values()], live)
+        rows: dict[str, dict[str, Any]] = {}
+        for trial, (reading, _) in list(found.items()):
+            with self._handled(trial, left):
+                row = self._row(reading, outcomes[trial], live)
+                if row is not None:
+                    rows[trial] = row
+                continue
+            del found[trial]
+        written = write_rows(self.storage, list(rows.values()))
+        self.rows_changed |= any(outcome is True for outcome in written.values())
+        for trial, (reading, signature) in found.items():
+            with self._handled(trial, left):
+                self._settle(reading, signature, [*outcomes[trial].values(), written.get(trial)])
 
-    def _project(self, sweep: str, folder: TrialFolder) -> str | None:
-        if self.unreachable is not None:  # said once; the others of this pass need not wait for time-outs
-            raise TrackingError(self.unreachable)
+    def _news(self, trial: str, left: set[str]) -> tuple[TrialReading, Signature] | None:
+        """What there is to be written of a trial; None if nothing, or nothing yet."""
+        signature = _signature(self.storage, trial)  # before reading: what is written meanwhile is news for the next
+        if not any(signature):
+            return None
+        known = self._in_step.get(trial)
+        reading = TrialReading(self.storage, trial)
+        status = known[1] if known is not None and known[0] == signature else reading.state().status
+        if status == "begun":
+            left.add(trial)
+        return None if status == "pending" or (known is not None and known[0] == signature) else (reading, signature)
+
+    def _project(self, trials: list[TrialReading], live: str | None) -> dict[str, dict[str, str | Exception]]:
+        """Write the runs of each trial in all experiments it belongs to now; by trial and sweep, what came of it."""
+        found: dict[str, dict[str, str | Exception]] = {trial.trial_id: {} for trial in trials}
+        by_sweep: dict[str, list[TrialReading]] = {}
+        for trial in trials:
+            for sweep in self._sweeps(trial.trial_id, live):
+                if self.uri is not None and (sweep == live or live is None or trial.state().status != "begun"):
+                    by_sweep.setdefault(sweep, []).append(trial)
+        for sweep, members in by_sweep.items():
+            try:
+                if self.unreachable is not None:  # said once; the others of this pass need not wait for time-outs
+                    raise TrackingError(self.unreachable)
+                tracker = self.tracker(sweep)
+                outcomes = tracker.project(members) if tracker is not None else {}
+            except Exception as error:
+                outcomes = dict.fromkeys((trial.trial_id for trial in members), error)
+            for name, outcome in outcomes.items():
+                found[name][sweep] = outcome
+                if isinstance(outcome, TrackingError) and not isinstance(outcome, RefusedError):
+                    self.unreachable = str(outcome)
+        return found
+
+    def _row(
+        self, trial: TrialReading, outcomes: dict[str, str | Exception], live: str | None
+    ) -> dict[str, Any] | None:
+        """The trial's row, if it has ended."""
+        if trial.state().status == "begun":
+            return None
+        sweep = self._sweeps(trial.trial_id, live)[0]
+        run_id = outcomes.get(sweep)
+        if not isinstance(run_id, str):
+            run_id = recorded_run_id(self.storage, trial.trial_id) or self._remembered_run_id(sweep, trial.trial_id)
+        # A result that cannot be read, perhaps one of a later release, takes no row away that was read before.
+        if trial.state().kind == RecordError.kind and has_row(self.storage, trial.trial_id):
+            return None
+        return leaderboard_row(trial, sweep, run_id)
+
+    def _settle(self, trial: TrialReading, signature: Signature, outcomes: list[object]) -> None:
+        """Remember a trial that is in step now, or raise what kept it from being."""
+        trial.result()  # without tracking, nothing has said yet that it is damaged
+        troubles = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        if all(isinstance(trouble, RefusedError | RecordError) for trouble in troubles):
+            self._in_step[trial.trial_id] = (signature, trial.state().status)
+        if troubles:
+            raise troubles[-1]
+        self.problems.pop(trial.trial_id, None)
+        self.damaged.discard(trial.trial_id)
+
+    @contextmanager
+    def _handled(self, trial: str, left: set[str]) -> Iterator[None]:
+        """What is raised within is this trial's alone: it is told, and the others go on."""
         try:
-            tracker = self.tracker(sweep)
-            return tracker.project(folder) if tracker is not None else None
-        except RefusedError:
-            raise
-        except TrackingError as error:
+            yield
+        except (RefusedError, RecordError) as error:  # told once; nothing changes before the files do
+            self._note(trial, error)
+            if isinstance(error, RecordError):
+                self.damaged.add(trial)
+        except (TrackingError, StorageError, DiskFullError) as error:
             self.unreachable = str(error)
-            raise
+            left.add(trial)
+        except Exception as error:
+            away = None
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError):
+                away = storage_trouble(error, self.storage)  # or the storage's, and said once
+            if away is not None:
+                self.unreachable = str(away)
+            else:
+                self._note(trial, error)
+            left.add(trial)
+
+    def _sweeps(self, trial: str, live: str | None) -> list[str]:
+        return self._sweeps_of.get(trial) or [live or SINGLE]
+
+    def _remembered_run_id(self, sweep: str, trial: str) -> str | None:
+        if sweep not in self._remembered:
+            self._remembered[sweep] = remembered_run_ids(self.storage, sweep)
+        return self._remembered[sweep].get(trial)
 
     def _note(self, what: str, error: Exception) -> None:
         text = str(error) if isinstance(error, CryobenchError) else f"{type(error).__name__}: {error}"
@@ -198,6 +303,10 @@ class Reconciler:
         if self.problems.get(what) != shown:
             self.problems[what] = shown
             self.tell(shown)
+
+    @cached_property
+    def _compaction(self) -> Compaction:
+        return Compaction(self.storage)
 
     @cached_property
     def lock(self) -> FileLock:
@@ -250,11 +359,12 @@ def sync(
     return Synced(len(grouped), len(folders), rows, removed, problem, reconciler.problems)
 
 
-def _signature(folder: TrialFolder) -> Signature:
+def _signature(storage: Path, trial: str) -> Signature:
+    folder = f"{storage}/trials/{trial}"
     found: list[tuple[int, int] | None] = []
     for name in _NEWS:
         try:
-            stat = (folder.path / name).stat()
+            stat = os.stat(f"{folder}/{name}")
             found.append((stat.st_size, stat.st_mtime_ns))
         except FileNotFoundError:
             found.append(None)

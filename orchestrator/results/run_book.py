@@ -118,10 +118,10 @@ def has_book(storage: Path, sweep: str) -> bool:
     return (storage / "sweeps" / "runs" / f"{sweep}.json").exists()
 
 
-def remembered_run_id(storage: Path, sweep: str, trial: str) -> str | None:
-    """The run that a trial had when it was tracked last, on whatever server."""
+def remembered_run_ids(storage: Path, sweep: str) -> dict[str, str]:
+    """The runs that trials had when they were tracked last, on whatever server."""
     try:
         plain = read_record(storage / "sweeps" / "runs" / f"{sweep}.json", BOOK_FORMAT, {})
-        return str(plain["runs"][trial]["run_id"])
-    except (FileNotFoundError, RecordError, KeyError, TypeError):
-        return None
+        return {str(trial): str(run["run_id"]) for trial, run in plain["runs"].items()}
+    except (FileNotFoundError, RecordError, KeyError, TypeError, AttributeError):
+        return {}

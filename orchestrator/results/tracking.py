@@ -1,41 +1,28 @@
 """MLflow: one experiment a sweep, one run a trial under a parent run. A projection of the trial folders.
 
 Every write is idempotent: a trial's run is found by its id, metrics carry the time of their event, and what was written
-is remembered in a `RunBook`, so writing twice changes nothing. Only the driver's process writes.
+is remembered in a `RunBook`, so writing twice changes nothing. Only the driver's process writes, many trials at a time.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cryobench.conf.errors import TrackingError
-from cryobench.conf.trial import TrialSpec
-from cryobench.orchestrator.formatting import masked
-from cryobench.orchestrator.results.run_book import RunBook, TrackedRun
-from cryobench.orchestrator.results.run_content import epoch_metrics, params_of, result_metrics, result_tags, tags_of
-from cryobench.orchestrator.results.system_metrics import load_metrics, loads_of
-from cryobench.workers.record.events import Event
-from cryobench.workers.record.folder import CONFUSION_PICTURE, RESULT, SAMPLES_PICTURE, SPEC, TrialFolder
-from cryobench.workers.record.result import TrialResult
+from cryobench.orchestrator.results.reading import TrialReading
+from cryobench.orchestrator.results.run_book import RunBook
+from cryobench.orchestrator.results.run_update import RunUpdate, update_of
+from cryobench.orchestrator.results.run_writer import ClientRunWriter, RunWriter
+from cryobench.orchestrator.results.sql_run_writer import SqlRunWriter
+from cryobench.orchestrator.results.tracking_errors import RunGoneError, explained
 
-_EPOCH, _WRITTEN, _ROLE = "cryobench.epoch", "cryobench.result", "cryobench.role"
-_LOADS = "cryobench.loads"
-_BATCH = 900
-#: What MLflow answers about one run; any other error is about the server.
-_REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "MALFORMED_REQUEST"}
-_NETWORK = (ConnectionError, TimeoutError)
-_GONE = "RESOURCE_DOES_NOT_EXIST"
-
-
-class RefusedError(TrackingError):
-    """MLflow is there and refuses one trial; all others can be written."""
+_ROLE = "cryobench.role"
 
 
 def default_uri(storage: Path) -> str:
@@ -48,14 +35,15 @@ class Tracker:
     """One sweep's experiment.
 
     Raises:
-        RefusedError: from `project`, if MLflow refuses this trial.
-        TrackingError: from every method, if the server or database cannot be reached or refuses altogether.
+        TrackingError: from the constructor and every method but `project`, if the server or database cannot be reached
+            or refuses altogether.
     """
 
     uri: str
     storage: Path
     sweep: str
     _book: RunBook = field(init=False)
+    _writer: RunWriter = field(init=False)
 
     def __post_init__(self) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -63,29 +51,41 @@ class Tracker:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it tells of every table it makes
         from mlflow import MlflowClient
 
-        with self._explained():
+        with explained(self.uri):
             self._client: Any = MlflowClient(tracking_uri=self.uri)
             experiment = self._find_experiment()
             self._experiment = str(experiment.experiment_id)
             self._book = RunBook.open(self.storage, self.sweep, self.uri, self._experiment, experiment.creation_time)
             self._parent = self._find_parent()
+        client = ClientRunWriter(self._client, self.uri, self._experiment)
+        location = str(experiment.artifact_location)
+        self._writer = SqlRunWriter.of(self.uri, self._experiment, location, client) or client
 
-    def project(self, folder: TrialFolder) -> str | None:
-        """Bring the trial's run up to what its folder says; its id, or None for a trial that was never begun."""
-        if folder.state().status == "pending":
-            return None
-        with self._explained(folder.trial_id):
+    def project(self, trials: Sequence[TrialReading]) -> dict[str, str | Exception]:
+        """Bring the runs of ``trials``, which were all begun, up to what their folders say.
+
+        Returns:
+            For each the id of its run, or what kept it from being written: a RefusedError where MLflow refuses this
+            trial, any other TrackingError where MLflow cannot be used, whatever else is wrong with its folder.
+        """
+        left = {trial.trial_id: trial for trial in trials}
+        done: dict[str, str | Exception] = {}
+        for _ in range(2):
             try:
-                return self._project(folder)
-            except Exception as error:
-                if _code(error) != _GONE and "active' state" not in str(error):
-                    raise
-            self._book.forget(folder.trial_id)  # somebody deleted the run: it comes back
-            return self._project(folder)
+                found = self._write(list(left.values()))
+            except TrackingError as error:
+                return {**done, **dict.fromkeys(left, error)}
+            done |= found
+            left = {trial: left[trial] for trial, outcome in found.items() if isinstance(outcome, RunGoneError)}
+            for trial in left:  # somebody deleted the run: it comes back
+                self._book.forget(trial)
+            if not left:
+                break
+        return done
 
     def finish(self, counts: Mapping[str, int]) -> None:
         """Note the sweep's counts on the parent run and end it for now."""
-        with self._explained():
+        with explained(self.uri):
             parent = self._client.get_run(self._parent)
             for name, count in counts.items():
                 if parent.data.tags.get(f"trials.{name}") != str(count):
@@ -104,48 +104,48 @@ class Tracker:
         Returns:
             How many were deleted.
         """
-        with self._explained():
-            self._book.clear()
-            superfluous = []
-            for run in sorted(self._all_runs(), key=lambda run: (run.info.start_time, run.info.run_id)):
-                trial = run.data.tags.get("trial_id")
-                if trial is None:
-                    continue
-                if trial in known and self._book.get(trial) is None:
-                    self._book.put(trial, _tracked(run))
-                else:
-                    superfluous.append(run.info.run_id)
+        self._book.clear()
+        superfluous = []
+        for found in sorted(self._writer.all_runs(), key=lambda found: (found.start, found.run.run_id)):
+            if found.trial is None:
+                continue
+            if found.trial in known and self._book.get(found.trial) is None:
+                self._book.put(found.trial, found.run)
+            else:
+                superfluous.append(found.run.run_id)
+        with explained(self.uri):
             for run_id in superfluous:
                 self._client.delete_run(run_id)
-            return len(superfluous)
+        return len(superfluous)
 
-    def _project(self, folder: TrialFolder) -> str:
-        trial, state, events = folder.trial_id, folder.state(), folder.events()
-        run = (
-            self._book.get(trial)
-            or self._look_up(trial)
-            or self._create(trial, folder.spec(), _milliseconds(events[0]))
-        )
-        run = self._log_loads(self._log_epochs(run, folder), events)
-        result = folder.result()
-        written = hashlib.sha256((folder.path / RESULT).read_bytes()).hexdigest()[:16] if result else ""
-        if result and run.written != written:
-            run = self._log_result(run, folder, result, _milliseconds(events[-1]), written)
-        elif not result and run.status != state.status:
-            self._client.set_tag(run.run_id, "status", state.status)
-            if state.status == "failed":
-                self._client.set_tag(run.run_id, "failure", state.kind or "")
-                self._client.set_tag(run.run_id, "mlflow.note.content", state.message or "")
-                self._client.set_terminated(run.run_id, "FAILED", end_time=_milliseconds(events[-1]))
+    def _write(self, trials: Sequence[TrialReading]) -> dict[str, str | Exception]:
+        done: dict[str, str | Exception] = {}
+        updates: list[RunUpdate] = []
+        found = self._writer.find([t.trial_id for t in trials if self._book.get(t.trial_id) is None])
+        for trial in trials:
+            known = self._book.get(trial.trial_id) or found.get(trial.trial_id)
+            try:
+                update = update_of(trial, known, self._parent, whole=trial.trial_id in found)
+            except Exception as error:  # whatever is wrong with this folder, the others are written
+                done[trial.trial_id] = error
+                continue
+            if update.empty:
+                self._book.put(update.trial, update.run)
+                done[update.trial] = update.run.run_id
             else:
-                self._client.update_run(run.run_id, status="RUNNING")
-        self._book.put(trial, run.with_status(state.status))
-        return run.run_id
+                updates.append(update)
+        written = self._writer.write(updates)
+        for update in updates:
+            outcome = done[update.trial] = written[update.trial]
+            if isinstance(outcome, str):
+                self._book.put(update.trial, update.known_as(outcome))
+        return done
 
     def _find_experiment(self) -> Any:
         found = self._client.get_experiment_by_name(self.sweep)
         if found is None:
-            local = self.uri.startswith(("sqlite:", "file:"))
+            # Beside a database nobody keeps artifacts for us; MLflow would put them below the current folder.
+            local = re.match(r"(sqlite|postgresql|mysql|mssql)\b|file:", self.uri)
             where = (self.storage / "mlartifacts" / self.sweep).as_uri() if local else None
             return self._client.get_experiment(self._client.create_experiment(self.sweep, artifact_location=where))
         if found.lifecycle_stage == "deleted":
@@ -165,101 +165,6 @@ class Tracker:
         )
         parent = self._book.parent = str(run.info.run_id)
         return parent
-
-    def _look_up(self, trial: str) -> TrackedRun | None:
-        found = self._client.search_runs(
-            [self._experiment], f"tags.trial_id = '{trial}'", max_results=1, order_by=["attributes.start_time ASC"]
-        )
-        return _tracked(found[0]) if found else None
-
-    def _all_runs(self) -> Iterator[Any]:
-        token = None
-        while True:
-            page = self._client.search_runs([self._experiment], max_results=1000, page_token=token)
-            yield from page
-            token = page.token
-            if not token:
-                return
-
-    def _create(self, trial: str, spec: TrialSpec, start: int) -> TrackedRun:
-        from mlflow.entities import Param
-
-        tags = {**tags_of(trial, spec), "mlflow.parentRunId": self._parent}
-        name = f"{spec.encoder.name} {spec.dataset.name} {spec.regime.name} lr={spec.lr:g}"
-        created = self._client.create_run(self._experiment, start_time=start, tags=tags, run_name=name)
-        run = TrackedRun(str(created.info.run_id), status="begun")
-        self._book.put(trial, run)
-        params = [Param(key, value) for key, value in params_of(spec).items()]
-        self._client.log_batch(run.run_id, params=params)
-        return run
-
-    def _log_epochs(self, run: TrackedRun, folder: TrialFolder) -> TrackedRun:
-        from mlflow.entities import Metric, RunTag
-
-        new = [event for event in folder.epochs() if event.epoch > run.epoch]
-        if not new:
-            return run
-        metrics = [
-            Metric(name, value, _milliseconds(event), event.epoch)
-            for event in new
-            for name, value in epoch_metrics(event).items()
-        ]
-        for start in range(0, len(metrics), _BATCH):
-            self._client.log_batch(run.run_id, metrics=metrics[start : start + _BATCH])
-        run = run.with_epoch(new[-1].epoch)
-        self._client.log_batch(run.run_id, tags=[RunTag(_EPOCH, str(run.epoch))])
-        return run
-
-    def _log_loads(self, run: TrackedRun, events: list[Event]) -> TrackedRun:
-        from mlflow.entities import Metric, RunTag
-
-        samples = loads_of(events)
-        new = samples[run.loads :]
-        if not new:
-            return run
-        metrics = [Metric(*values) for values in load_metrics(new, first=run.loads)]
-        tags = [RunTag("node", new[-1].node), RunTag(_LOADS, str(len(samples)))]
-        for start in range(0, len(metrics), _BATCH):
-            self._client.log_batch(run.run_id, metrics=metrics[start : start + _BATCH])
-        self._client.log_batch(run.run_id, tags=tags)
-        return run.with_loads(len(samples))
-
-    def _log_result(
-        self, run: TrackedRun, folder: TrialFolder, result: TrialResult, ended: int, written: str
-    ) -> TrackedRun:
-        from mlflow.entities import Metric, RunTag
-
-        # At step 0 the UI draws a value that a run has once as a bar, and the bars of all runs side by side.
-        metrics = [Metric(name, float(value), ended, 0) for name, value in result_metrics(result).items()]
-        self._client.log_batch(run.run_id, metrics=metrics)
-        for name in (SPEC, RESULT, SAMPLES_PICTURE, CONFUSION_PICTURE):
-            if (folder.path / name).exists():
-                self._client.log_artifact(run.run_id, str(folder.path / name))
-        tags = {**result_tags(result), _WRITTEN: written}
-        self._client.log_batch(run.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        self._client.set_terminated(run.run_id, "FINISHED", end_time=ended)
-        return run.with_result(written)
-
-    @contextmanager
-    def _explained(self, trial: str | None = None) -> Iterator[None]:
-        """Errors of MLflow and of its database in words of ours."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            yield
-        except (MlflowException, OSError) as error:
-            if trial is not None and isinstance(error, OSError) and not isinstance(error, _NETWORK):
-                raise  # a file of this trial, or the disk: nothing that the next trial need share
-            if trial is not None and _code(error) in _REFUSALS:
-                raise RefusedError(
-                    f"MLflow refuses trial {trial} ({_in_short(error)}). Its result is safe in its folder and in the "
-                    "leaderboard; all other trials are written."
-                ) from error
-            raise _unreachable(self.uri, error) from error
-        except Exception as error:
-            if type(error).__module__.startswith("sqlalchemy") or (trial is None and isinstance(error, ValueError)):
-                raise _unreachable(self.uri, error) from error
-            raise
 
 
 def mend_artifact_locations(storage: Path, tell: Callable[[str], None]) -> None:
@@ -290,34 +195,3 @@ def mend_artifact_locations(storage: Path, tell: Callable[[str], None]) -> None:
         tell(
             f"The storage was moved or copied: {mended} runs and experiments in MLflow find their files in {root} now."
         )
-
-
-def _tracked(run: Any) -> TrackedRun:
-    tags = run.data.tags
-    return TrackedRun(
-        str(run.info.run_id),
-        int(tags.get(_EPOCH, 0)),
-        str(tags.get(_WRITTEN, "")),
-        str(tags.get("status", "")),
-        int(tags.get(_LOADS, 0)),
-    )
-
-
-def _milliseconds(event: Event) -> int:
-    return int(event.time * 1000)
-
-
-def _code(error: BaseException) -> str:
-    return str(getattr(error, "error_code", ""))
-
-
-def _in_short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def _unreachable(uri: str, error: BaseException) -> TrackingError:
-    return TrackingError(
-        f"MLflow at {masked(uri)} cannot be used ({masked(_in_short(error), uri)}). Results are safe "
-        "in the trial folders: start the server or give another --tracking-uri (or --tracking-uri none), and run "
-        "cryobench sync to bring MLflow up to date."
-    )

@@ -21,17 +21,18 @@ class NodeCapacity:
     gpus: float
 
 
+def capacity_of(node: Mapping[str, Any]) -> NodeCapacity:
+    """One of ``ray.nodes()``."""
+    return NodeCapacity(
+        name=str(node.get("NodeName") or node.get("NodeManagerAddress") or "without a name"),
+        cpus=float(node.get("Resources", {}).get("CPU", 0)),
+        gpus=float(node.get("Resources", {}).get("GPU", 0)),
+    )
+
+
 def live_nodes(nodes: Iterable[Mapping[str, Any]]) -> list[NodeCapacity]:
     """The live ones among ``ray.nodes()``."""
-    return [
-        NodeCapacity(
-            name=str(node.get("NodeName") or node.get("NodeManagerAddress") or "without a name"),
-            cpus=float(node.get("Resources", {}).get("CPU", 0)),
-            gpus=float(node.get("Resources", {}).get("GPU", 0)),
-        )
-        for node in nodes
-        if node.get("Alive")
-    ]
+    return [capacity_of(node) for node in nodes if node.get("Alive")]
 
 
 def gpus_for_trial(asked: float | Literal["auto"], nodes: Iterable[NodeCapacity]) -> float:

@@ -8,7 +8,10 @@ from pathlib import Path
 from cryobench.conf.trial import TrialSpec
 from cryobench.workers.record.files import write_json
 from cryobench.workers.record.folder import MOVED, MOVED_FORMAT, SPEC, SPEC_FORMAT, TrialFolder
+from cryobench.workers.record.lease import LEASE, leased
+from cryobench.workers.record.lease_files import FolderLeaseFile
 from cryobench.workers.record.mirror import Mirror
+from cryobench.workers.record.stamps import leave_stamps
 
 
 def rename_former_trials(storage: Path, specs: Iterable[TrialSpec], mirror: Mirror | None = None) -> dict[str, str]:
@@ -34,12 +37,17 @@ def _rename(storage: Path, former: str, spec: TrialSpec, mirror: Mirror | None) 
         return False
     if new.path.exists():
         return False
-    with old.locked():
+    # Not in the folder itself, which goes away under this name.
+    file = mirror.trial_lease(former) if mirror else FolderLeaseFile(old.path.with_name(f".{former}.{LEASE}"))
+    with leased(file, f"Trial {former}"):
         if mirror:
             mirror.pull_trial(storage, former, whole=True)
+        if not (old.path / SPEC).exists() or new.path.exists():  # another driver was here first
+            return False
         link.mkdir(exist_ok=True)
         write_json(link / MOVED, {"format": MOVED_FORMAT, "trial_id": spec.trial_id})
         write_json(old.path / SPEC, {"format": SPEC_FORMAT, **spec.model_dump(mode="json")})
+        leave_stamps(old.path, link)  # they speak of the store's files under the former name
         old.path.rename(new.path)
         link.rename(old.path)
         if mirror:

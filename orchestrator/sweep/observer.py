@@ -12,7 +12,7 @@ from pathlib import Path
 from cryobench.orchestrator.sweep.plan import Plan
 from cryobench.orchestrator.sweep.prometheus import TrialGauge
 from cryobench.orchestrator.sweep.sweep_log import Level, SweepLog
-from cryobench.workers.record.events import AttemptStarted, Decoding, Ended, EpochFinished, Event, Failed, Finished
+from cryobench.workers.record.events import Decoding, Ended, EpochFinished, Event, Placed, Stumbled
 from cryobench.workers.training.provenance import code_version
 
 #: Epochs of one trial are logged at most this often: their folders hold all of them.
@@ -56,11 +56,9 @@ class SweepObserver:
 
     def tell(self, trial: str, event: Event) -> None:
         """An event that a worker reported."""
-        if isinstance(event, AttemptStarted):
+        if isinstance(event, Placed):
             self._nodes[trial] = event.host
-            self._log.write(
-                "started", trial=trial, node=event.host, pid=event.pid, device=event.device, code=event.code
-            )
+            self._log.write("started", trial=trial, node=event.host, pid=event.pid, device=event.device)
             self._enter(trial, "running")
         elif isinstance(event, EpochFinished):
             if time.monotonic() - self._logged.get(trial, -_EPOCHS_EVERY_S) >= _EPOCHS_EVERY_S:
@@ -68,16 +66,16 @@ class SweepObserver:
                 self._write(trial, "epoch", epoch=event.epoch, loss=event.loss, val_miou=event.val_miou)
         elif isinstance(event, Ended):
             self.end(trial, event.status, event.kind, event.message)
-        elif isinstance(event, Failed):  # followed by Ended, or by another attempt
+        elif isinstance(event, Stumbled):  # followed by what the driver decides
             self._write(trial, "attempt_failed", "warning", kind=event.kind, message=event.message)
-        elif not isinstance(event, Decoding | Finished):
+        elif not isinstance(event, Decoding):
             plain = event.plain()
             details = {key: value for key, value in plain.items() if key not in ("event", "time")}
             self._write(trial, event.event, "info" if event.event == "resumed" else "warning", **details)
 
-    def recover(self, trial: str, times: int, why: str) -> None:
-        """A worker died or had to leave; the trial is tried again."""
-        self._write(trial, "retried", "warning", times=times, message=why)
+    def recover(self, trial: str, why: str) -> None:
+        """An attempt failed and the trial goes on."""
+        self._write(trial, "retried", "warning", message=why)
         self._enter(trial, "waiting")
 
     def end(self, trial: str, status: str, kind: str | None = None, message: str | None = None) -> None:

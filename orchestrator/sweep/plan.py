@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -125,7 +126,20 @@ def make_plan(sweep: SweepSpec, where: Places) -> Plan:
     for encoder, dataset, regime, lr, seed in _grid(sweep):
         trial = surveyor.trial(encoder, dataset, regime, lr, seed)
         trials.setdefault(trial.spec.trial_id, trial)
-    return Plan(sweep, tuple(trials.values()))
+    plan = Plan(sweep, tuple(trials.values()))
+    return refreshed(plan, where) if where.storage_url else plan  # of a store, all at once
+
+
+def refreshed(plan: Plan, where: Places) -> Plan:
+    """The same plan with what its trials' folders say now.
+
+    Raises:
+        StorageError: the object store cannot be reached.
+    """
+    ready = [trial for trial in plan.trials if not trial.provisional]
+    where.bring_trials([name for trial in ready for name in (trial.spec.trial_id, *trial.spec.former_ids)])
+    trials = (trial if trial.provisional else planned(trial.spec, where.storage) for trial in plan.trials)
+    return Plan(plan.sweep, tuple(trials))
 
 
 def _grid(sweep: SweepSpec) -> Iterator[tuple[EncoderSpec, DatasetSpec, RegimeSpec, float, int]]:
@@ -141,19 +155,51 @@ def _grid(sweep: SweepSpec) -> Iterator[tuple[EncoderSpec, DatasetSpec, RegimeSp
                         yield encoder, dataset, regime, lr, seed
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """An encoder on a data set: what all trials of the two share."""
+
+    encoder: TrialEncoder
+    view: Literal["reference", "actual", "either"]
+    blocks: tuple[tuple[str, str], ...]
+
+
 class _Surveyor:
-    """Looks up stores and weights once each."""
+    """Looks up stores, weights and what each encoder is fed of each data set once."""
 
     def __init__(self, sweep: SweepSpec, where: Places) -> None:
         self.sweep, self.where = sweep, where
         self.weights = WeightsFolder(where.weights_dir, where.cache_dir)
         self.stores: dict[str, StoreInfo | CryobenchError] = {}
         self.counts: dict[str, NDArray[np.int64]] = {}
-        self.subsets: dict[tuple[str, float, int], str] = {}
+        self.pairs: dict[tuple[str, str], _Pair] = {}
+        self.datasets: dict[tuple[str, float, int], TrialDataset] = {}
+        self.regimes = {regime.name: TrialRegime.of(regime) for regime in sweep.regimes}
+        self.begun = _folder_names(where.storage)
 
     def trial(
         self, encoder: EncoderSpec, dataset: DatasetSpec, regime: RegimeSpec, lr: float, seed: int
     ) -> PlannedTrial:
+        if (encoder.name, dataset.name) not in self.pairs:
+            self.pairs[encoder.name, dataset.name] = self._pair(encoder, dataset)
+        pair = self.pairs[encoder.name, dataset.name]
+        spec = TrialSpec(
+            encoder=pair.encoder,
+            dataset=self._dataset(dataset, regime.label_fraction, seed),
+            regime=self.regimes[regime.name],
+            lr=lr,
+            seed=seed,
+            protocol=self.sweep.protocol,
+            view=pair.view,
+        )
+        if pair.blocks:
+            state, message = pair.blocks[0]
+            return PlannedTrial(spec, state, message, kind=state, provisional=True)
+        if self.begun.isdisjoint((spec.trial_id, *spec.former_ids)):
+            return PlannedTrial(spec, "pending")
+        return planned(spec, self.where.storage)
+
+    def _pair(self, encoder: EncoderSpec, dataset: DatasetSpec) -> _Pair:
         blocks: list[tuple[str, str]] = []
         store = self._store(dataset)
         if isinstance(store, CryobenchError):
@@ -183,38 +229,35 @@ class _Surveyor:
                 )
             )
         chosen = encoder.variants[variant]
-        spec = TrialSpec(
-            encoder=TrialEncoder(
-                name=encoder.name,
-                title=encoder.title,
-                family=encoder.family,
-                variant=variant,
-                settings=encoder.settings | chosen.settings | self._reference_settings(chosen),
-                input_size=encoder.input_size,
-                decoder=encoder.decoder,
-                baseline=encoder.baseline,
-                bands=bands,
-                feed=feeding or Feed(inputs={}),
-                weights=weights,
-            ),
-            dataset=TrialDataset(
+        trial_encoder = TrialEncoder(
+            name=encoder.name,
+            title=encoder.title,
+            family=encoder.family,
+            variant=variant,
+            settings=encoder.settings | chosen.settings | self._reference_settings(chosen),
+            input_size=encoder.input_size,
+            decoder=encoder.decoder,
+            baseline=encoder.baseline,
+            bands=bands,
+            feed=feeding or Feed(inputs={}),
+            weights=weights,
+        )
+        return _Pair(trial_encoder, self._view(encoder, dataset, (variant, bands, feeding)), tuple(blocks))
+
+    def _dataset(self, dataset: DatasetSpec, fraction: float, seed: int) -> TrialDataset:
+        key = (dataset.name, fraction, seed if fraction < 1 else 0)
+        if key not in self.datasets:
+            store = self._store(dataset)
+            known = isinstance(store, StoreInfo)
+            self.datasets[key] = TrialDataset(
                 name=dataset.name,
                 store_digest=store.digest if isinstance(store, StoreInfo) else f"missing:{dataset.name}",
                 statistics=self.sweep.statistics,
                 published=self._published(store),
                 origin=store.origin if isinstance(store, StoreInfo) else None,
-                subset=self._subset(dataset, regime.label_fraction, seed) if isinstance(store, StoreInfo) else None,
-            ),
-            regime=TrialRegime.of(regime),
-            lr=lr,
-            seed=seed,
-            protocol=self.sweep.protocol,
-            view=self._view(encoder, dataset, (variant, bands, feeding)),
-        )
-        if blocks:
-            state, message = blocks[0]
-            return PlannedTrial(spec, state, message, kind=state, provisional=True)
-        return planned(spec, self.where.storage)
+                subset=self._subset(dataset, fraction, seed) if known else None,
+            )
+        return self.datasets[key]
 
     def _published(self, store: StoreInfo | CryobenchError) -> dict[str, Statistics] | None:
         """The values by which inputs are normalised, where they are not the store's own; its digest lacks them."""
@@ -242,13 +285,10 @@ class _Surveyor:
         """The digest of a few-shot subset, from the class counts in the store's index."""
         if fraction >= 1:
             return None
-        key = (dataset.name, fraction, seed)
-        if key not in self.subsets:
-            if dataset.name not in self.counts:
-                self.counts[dataset.name] = TileStore(self.where.store(dataset.name)).class_pixels("train")
-            bins = self.sweep.protocol.few_shot_bins
-            self.subsets[key] = subset_digest(stratified_subset(self.counts[dataset.name], fraction, bins, seed))
-        return self.subsets[key]
+        if dataset.name not in self.counts:
+            self.counts[dataset.name] = TileStore(self.where.store(dataset.name)).class_pixels("train")
+        bins = self.sweep.protocol.few_shot_bins
+        return subset_digest(stratified_subset(self.counts[dataset.name], fraction, bins, seed))
 
     def _store(self, dataset: DatasetSpec) -> StoreInfo | CryobenchError:
         if dataset.name not in self.stores:
@@ -276,6 +316,14 @@ def planned(spec: TrialSpec, storage: Path) -> PlannedTrial:
     return PlannedTrial(
         spec, state.status, state.message, kind=state.kind, epoch=state.epoch, waits_for_user=state.waits_for_user
     )
+
+
+def _folder_names(storage: Path) -> set[str]:
+    """The trials that have a folder, listed once: looking for each of thousands takes longer than all else."""
+    try:
+        return set(os.listdir(storage / "trials"))
+    except FileNotFoundError:
+        return set()
 
 
 def _same_channels(dataset: DatasetSpec, info: StoreInfo, path: Path | str) -> None:

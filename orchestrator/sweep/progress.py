@@ -99,21 +99,22 @@ class SweepProgress:
         """The trials that ended in this run for good: not those that left to go on later."""
         return self._ended - self._interrupted
 
+    def interrupted(self) -> bool:
+        """Whether a trial left to go on later."""
+        return bool(self._interrupted)
+
     def tell_low_memory(self, concurrent: int) -> None:
         """Ray ended workers to keep a node from running out of memory; what ran goes on from its checkpoints."""
         self._running.clear()
-        self.console.print(
+        self.say(
             f"A node ran out of memory; going on from the last checkpoints, {concurrent} at a time. "
-            "resources.max_concurrent sets this from the start.",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+            "resources.max_concurrent sets this from the start."
         )
 
     def _print_once(self, text: str) -> None:
         if text not in self._printed:
             self._printed.add(text)
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.say(text)
 
     def end(self, trial: str, status: str, message: str | None = None) -> None:
         """A trial ended, as reported by its worker or, if that died too often, by Tune."""
@@ -128,18 +129,16 @@ class SweepProgress:
             done = self.already + sum(self.counts.values())
             score = f", validation mIoU {running.val_miou:.2f}" if running and running.val_miou is not None else ""
             text = f"[{done}/{self.total}] {self.specs[trial].label}: {status}{score}"
-            self.console.print(
-                f"{text}{f' ({message})' if message else ''}; {self._left()}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            self.say(f"{text}{f' ({message})' if message else ''}; {self._left()}")
 
-    def recover(self, trial: str, failures: int) -> None:
-        """A trial's worker died; it goes on from its checkpoint."""
+    def recover(self, trial: str, why: str) -> None:
+        """An attempt failed and the trial goes on; ``why`` says where, and what is done."""
         self._running.pop(trial, None)
-        what = f"its worker died or had to leave (time {failures}), going on from the last checkpoint"
-        self.console.print(f"{self.specs[trial].label}: {what}", markup=False, highlight=False, soft_wrap=True)
+        self.say(f"{self.specs[trial].label}: {why}")
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _left(self) -> str:
         epochs = sum(s.protocol.epochs for t, s in self.specs.items() if t not in self._ended)

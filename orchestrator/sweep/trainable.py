@@ -2,73 +2,66 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ray
+import torch
 from ray import tune
 from ray.tune.trainable import wrap_function
 
-from cryobench.conf.errors import CryobenchError, HungReadError, InterruptedTrialError
+from cryobench.conf.errors import AvoidedNodeError, CryobenchError, InterruptedTrialError
 from cryobench.conf.trial import TrialSpec
+from cryobench.orchestrator.sweep.capacity import device_for_trial
+from cryobench.orchestrator.sweep.failure_policy import CRASHED, PREEMPTED, treatment
 from cryobench.orchestrator.sweep.prometheus import WorkerGauges
+from cryobench.orchestrator.sweep.reporter import Reporter
+from cryobench.orchestrator.sweep.software import Software
 from cryobench.orchestrator.sweep.system_load import LoadSampler
 from cryobench.workers.place import Place
-from cryobench.workers.record.events import (
-    AttemptStarted,
-    CheckpointDiscarded,
-    Decoding,
-    Diverged,
-    Ended,
-    EpochFinished,
-    Event,
-    Failed,
-    Finished,
-    Note,
-    OutOfMemory,
-    Resumed,
-)
+from cryobench.workers.record.events import Ended, Event, Placed, Stumbled
 from cryobench.workers.record.folder import TrialFolder
+from cryobench.workers.record.result import TrialResult
+from cryobench.workers.record.storage_mark import require_storage
 from cryobench.workers.termination import asked_to_leave, busy, listen
 from cryobench.workers.training.memory import gpu_memory, release
 from cryobench.workers.trial import run_trial
 
-#: Reported events the driver is interested in; all others stay in the folder.
-_NEWS = (
-    AttemptStarted,
-    Resumed,
-    EpochFinished,
-    Failed,
-    Diverged,
-    Finished,
-    Decoding,
-    Note,
-    OutOfMemory,
-    CheckpointDiscarded,
-)
 _ASK_EVERY_S = 1.0
+#: A trial that another sweep runs is waited for: its result is this sweep's as well.
+_RUN = partial(run_trial, waits_for_others=True)
 
 
-class Leave:
-    """The driver's word to all workers, on whatever node: save and leave. It runs as an actor."""
-
-    def __init__(self) -> None:
-        self._said = False
-
-    def say(self) -> None:
-        """Say it."""
-        self._said = True
-
-    def said(self) -> bool:
-        """Whether it was said."""
-        return self._said
+class AttemptFailedError(RuntimeError):
+    """Raised for Tune, which tries again what raises; the driver was told why before."""
 
 
-def trainable(place: Place, specs: dict[str, dict[str, Any]], leave: Any) -> Any:
+@dataclass(frozen=True)
+class SweepTerms:
+    """What all workers of a sweep are given.
+
+    ``desk`` is the handle of the `Desk` actor; ``software`` what the driver runs; ``mark`` the storage's id, None where
+    it is an object store; ``run`` what runs a trial.
+    """
+
+    place: Place
+    specs: dict[str, dict[str, Any]]
+    desk: Any
+    software: Software
+    mark: str | None
+    run: Callable[..., TrialResult] = _RUN
+
+
+def trainable(terms: SweepTerms) -> Any:
     """The class that Tune runs, one instance a worker process."""
-    bound = tune.with_parameters(_run_in_worker, place=place, specs=specs, leave=leave)
+    bound = tune.with_parameters(_run_in_worker, terms=terms)
 
     class Worker(wrap_function(bound)):  # type: ignore[misc]
         """Notes SIGTERM, which Ray would end the process by; a machine that goes away sends it."""
@@ -80,50 +73,75 @@ def trainable(place: Place, specs: dict[str, dict[str, Any]], leave: Any) -> Any
     return Worker
 
 
-def _run_in_worker(config: dict[str, Any], place: Place, specs: dict[str, dict[str, Any]], leave: Any) -> None:
+def _run_in_worker(config: dict[str, Any], terms: SweepTerms) -> None:
     """Run the trial that ``config`` names.
 
-    A failure that is explained ends the trial here, recorded in its folder; anything unexpected is raised, so that
-    Tune tries again from the last checkpoint, and so is having to leave this machine.
+    A failure that another attempt would only repeat ends the trial here, recorded in its folder. All else is raised,
+    so that Tune hands the trial out again: the driver has it go on from its checkpoint, here or elsewhere, or ends it.
     """
-    spec = TrialSpec.model_validate(specs[config["trial"]])
-    gauges = WorkerGauges(spec, gpu_memory)
-    load = LoadSampler(TrialFolder(place.storage, config["trial"]), gpu=place.device != "cpu")
-
-    def report(event: Event) -> None:
-        gauges.tell(event)
-        if isinstance(event, _NEWS):
-            tune.report(event.plain())
-
+    trial, report = config["trial"], Reporter(tune.report)
+    node = ray.get_runtime_context().get_node_id()
+    answer = ray.get(terms.desk.may_begin.remote(trial, node))
+    if answer == "ended":
+        report(Ended(status="interrupted"))
+        return
+    device = device_for_trial(len(ray.get_gpu_ids()))
+    report(Placed(node=node, host=platform.node(), pid=os.getpid(), device=device, device_memory_mb=_memory(device)))
     release()  # what the trial before left in this process
-    with busy(), DriverListener(leave) as driver, load, closing(gauges):
+    spec = TrialSpec.model_validate(terms.specs[trial])
+    place = replace(terms.place.on_this_node(), device=device)
+    gauges = WorkerGauges(spec, gpu_memory)
+    load = LoadSampler(TrialFolder(place.storage, trial), gpu=device != "cpu")
+    with busy(), DriverListener(terms.desk) as driver, load, closing(gauges):
+
+        def should_stop() -> bool:
+            report.flush_if_due()
+            return asked_to_leave() or driver.says_leave
+
+        def tell(event: Event) -> None:
+            gauges.tell(event)
+            report(event)
+
         try:
-            result = run_trial(
-                spec,
-                place,
-                trial_id=config["trial"],
-                report=report,
-                should_stop=lambda: asked_to_leave() or driver.says_leave,
-            )
-        except InterruptedTrialError:
-            if asked_to_leave():
-                raise
-            tune.report(Ended(status="interrupted").plain())
-            return
-        except HungReadError:
-            raise  # its thread still hangs in this process: another one is to go on
+            if answer == "elsewhere":
+                raise AvoidedNodeError(f"Nothing begins on {platform.node()} any more.")
+            _require_same_world(terms)
+            result = terms.run(spec, place, trial_id=trial, report=tell, should_stop=should_stop)
+        except InterruptedTrialError as error:
+            if not asked_to_leave():
+                report(Ended(status="interrupted"))
+                return
+            report(Stumbled(kind=PREEMPTED, message=str(error)))
+            raise AttemptFailedError(str(error)) from None
         except CryobenchError as error:
-            tune.report(Ended(status="failed", kind=error.kind, message=str(error)).plain())
-            return
-    tune.report(Ended(status=result.status, epochs=result.epochs).plain())
+            if treatment(error.kind).retry == "never":
+                report(Ended(status="failed", kind=error.kind, message=str(error)))
+                return
+            report(Stumbled(kind=error.kind, message=str(error)))
+            raise AttemptFailedError(str(error)) from None
+        except Exception as error:
+            report(Stumbled(kind=CRASHED, message=f"{type(error).__name__}: {error}"))
+            raise
+    report(Ended(status=result.status, epochs=result.epochs))
+
+
+def _require_same_world(terms: SweepTerms) -> None:
+    """Check that this node runs the driver's software and sees its storage."""
+    terms.software.require_here(platform.node())
+    if terms.mark is not None:
+        require_storage(terms.place.storage, terms.mark, platform.node())
+
+
+def _memory(device: str) -> float | None:
+    return torch.cuda.get_device_properties(0).total_memory / 1e6 if device == "cuda" else None
 
 
 class DriverListener:
     """Asks every second whether the driver said to leave."""
 
-    def __init__(self, leave: Any) -> None:
+    def __init__(self, desk: Any) -> None:
         self.says_leave = False
-        self._leave, self._done = leave, threading.Event()
+        self._desk, self._done = desk, threading.Event()
         self._thread = threading.Thread(target=self._listen, name="leave", daemon=True)
 
     def __enter__(self) -> DriverListener:
@@ -136,7 +154,7 @@ class DriverListener:
     def _listen(self) -> None:
         while not self._done.wait(_ASK_EVERY_S):
             try:
-                self.says_leave = bool(ray.get(self._leave.said.remote(), timeout=10))
+                self.says_leave = bool(ray.get(self._desk.leave_was_said.remote(), timeout=10))
             except ray.exceptions.RayError:
                 time.sleep(_ASK_EVERY_S)
             if self.says_leave:

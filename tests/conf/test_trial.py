@@ -1,8 +1,9 @@
+import hashlib
 from collections.abc import Callable
 
 import pytest
 
-from cryobench.conf.identity import canonical_json, identity
+from cryobench.conf.identity import canonical_json, identity, identity_digest
 from cryobench.conf.trial import TrialSpec
 
 Build = Callable[..., TrialSpec]
@@ -48,3 +49,22 @@ def test_canonical_json_sorts_and_keeps_floats_exact() -> None:
 def test_the_identity_holds_no_label(one_trial: Build) -> None:
     assert "title" not in identity(one_trial())["encoder"]
     assert "name" not in identity(one_trial())["dataset"]
+
+
+def test_the_text_of_an_identity_is_its_canonical_json_and_is_kept(one_trial: Build) -> None:
+    spec = one_trial()
+    digest = hashlib.sha256(canonical_json(identity(spec)).encode()).hexdigest()
+    assert spec.trial_id == spec.trial_id == digest[:16]
+    assert spec == one_trial()  # what is kept with a model is no part of it
+    assert spec.model_dump() == one_trial().model_dump()
+
+
+def test_a_copy_with_another_value_has_another_id_although_its_model_kept_its_own(one_trial: Build) -> None:
+    spec = one_trial()
+    before, protocol = spec.trial_id, identity_digest(spec.protocol)
+    longer = spec.protocol.model_copy(update={"epochs": spec.protocol.epochs + 1})
+    assert identity_digest(longer) != protocol
+    other = spec.model_copy(update={"protocol": longer})
+    assert other.trial_id == hashlib.sha256(canonical_json(identity(other)).encode()).hexdigest()[:16] != before
+    assert spec.model_copy(update={"seed": spec.seed + 1}).trial_id != before
+    assert spec.trial_id == before

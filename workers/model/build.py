@@ -58,6 +58,7 @@ def make_model(
     if spec.regime.lora is not None and not spec.trains_encoder:
         torch.manual_seed(stream_seed(spec.seed, "initialise", "lora"))
         add_lora(encoder, spec.regime.lora.rank, spec.regime.lora.alpha)
+        model.train()
     return model
 
 

@@ -14,6 +14,7 @@ from cryobench.conf.terms import Modality
 from cryobench.conf.trial import TrialSpec
 from cryobench.encoders.registry import family_class
 from cryobench.workers.model.build import make_decoder, make_model
+from cryobench.workers.model.numerics import plain_algorithms
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def multiply_adds(spec: TrialSpec, classes: int, window: tuple[int, int]) -> flo
     with torch.device("meta"), torch.no_grad():
         model = make_model(spec, classes).eval()
         inputs = {m: torch.empty(1, len(bands), *size) for m, bands in spec.encoder.bands.items()}
-        # The counter does not know every fused attention kernel; the plain one is counted alike on every device.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        # The counter does not know every fused attention kernel; the plain one is counted alike on every device. And
+        # what replaces operations that vary from run to run is no cost of the model's.
+        with plain_algorithms(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(inputs)
     return float(counter.get_total_flops()) / 2e9

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cryobench.conf.terms import IGNORE, Modality
+from cryobench.workers.model.numerics import autocast
 
 
 class SegmentationModel(nn.Module):
@@ -22,28 +22,28 @@ class SegmentationModel(nn.Module):
         encoder: from inputs by modality to feature maps.
         decoder: from feature maps and a size to logits of that size.
         train_encoder: whether the encoder trains. Parameters of a frozen one that are to train all the same
-            (adapters) are to be given ``requires_grad`` afterwards.
+            (adapters) are to be given ``requires_grad`` afterwards, and `train` called again.
         frozen_mode: the mode in which a frozen encoder stays; ``train`` is the reference's error.
     """
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, train_encoder: bool, frozen_mode: str = "eval") -> None:
         super().__init__()
         self.encoder, self.decoder, self.train_encoder = encoder, decoder, train_encoder
-        self._frozen_mode = frozen_mode
+        self._frozen_mode, self._encoder_learns = frozen_mode, train_encoder
         encoder.requires_grad_(train_encoder)
         self.train()
 
     def train(self, mode: bool = True) -> SegmentationModel:
-        """Training or eval mode; a frozen encoder stays in its own."""
+        """Training or eval mode; a frozen encoder stays in its own. Settles whether anything in it learns."""
         super().train(mode)
+        self._encoder_learns = any(p.requires_grad for p in self.encoder.parameters())
         self.encoder.train(mode and (self.train_encoder or self._frozen_mode == "train"))
         return self
 
     def forward(self, inputs: dict[Modality, Tensor]) -> Tensor:
         """Logits (B, classes, H, W) at the inputs' size."""
         size = next(iter(inputs.values())).shape[-2:]
-        learns = any(p.requires_grad for p in self.encoder.parameters())
-        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(self._encoder_learns and torch.is_grad_enabled()):
             features = self.encoder(inputs)
         logits: Tensor = self.decoder(features, (int(size[0]), int(size[1])))
         return logits
@@ -76,10 +76,9 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy summed over the labelled pixels, in float32."""
     logits = logits.float()
-    if torch.are_deterministic_algorithms_enabled() and logits.is_cuda:
-        # torch's own loss on images has no deterministic kernel on GPUs.
-        hot = F.one_hot(labels.where(labels != IGNORE, 0), logits.shape[1]).movedim(-1, 1)
-        return -(F.log_softmax(logits, dim=1) * hot * (labels != IGNORE).unsqueeze(1)).sum()
+    if torch.are_deterministic_algorithms_enabled():
+        # On GPUs torch's own sum over an image adds in varying order; that of a tensor does not.
+        return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none").sum()
     return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
 
 
@@ -114,22 +113,6 @@ def training_step(
         total += loss.detach()
     optimizer.step()
     return total
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context in which a model runs at ``precision``."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def set_precision(precision: str, deterministic: bool = False) -> None:
-    """Set torch up for a trial: TF32 or not, and algorithms that always round alike.
-
-    ``fp32`` leaves convolutions what torch's default is, as the published protocol does: TF32 on GPUs that have it.
-    """
-    torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
-    torch.backends.cudnn.allow_tf32 = not deterministic or precision != "fp32"
-    torch.backends.cudnn.benchmark = not deterministic
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
 def make_adamw(

@@ -6,16 +6,17 @@ whole files; the files before them are removed only then.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import os
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cryobench.conf.digests import file_sha256
@@ -45,19 +46,43 @@ class BestEpoch:
 
 
 @dataclass(frozen=True)
-class TrainingState:
-    """Everything that training changes, after ``epoch`` whole epochs and, if it paused, part of the next.
+class Progress:
+    """How far training came: ``epoch`` whole epochs and, if it paused, part of the next.
 
     ``position`` is where in that next epoch it stands; ``micro_batches`` how many parts its batches are cut into.
     """
 
-    epoch: int
-    model: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    history: list[EpochFinished]
-    best: BestEpoch | None
+    epoch: int = 0
+    history: tuple[EpochFinished, ...] = ()
+    best: BestEpoch | None = None
     position: Position | None = None
     micro_batches: int = 1
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Everything that training changes: how far it came, the model's tensors, and the optimizer's ``state_dict``."""
+
+    progress: Progress
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+
+    def on_host(self) -> TrainingState:
+        """A copy in host memory, which training no longer changes; a GPU is waited for."""
+        position = self.progress.position
+        if position is not None:
+            gpu_random = None if position.gpu_random is None else _host_copy(position.gpu_random)
+            loss, cpu_random = _host_copy(position.loss), _host_copy(position.cpu_random)
+            position = replace(position, loss=loss, cpu_random=cpu_random, gpu_random=gpu_random)
+        moments = {
+            index: {name: _host_copy(value) if isinstance(value, Tensor) else value for name, value in values.items()}
+            for index, values in self.optimizer["state"].items()
+        }
+        return TrainingState(
+            progress=replace(self.progress, position=position),
+            model={name: _host_copy(tensor) for name, tensor in self.model.items()},
+            optimizer={"state": moments, "param_groups": copy.deepcopy(self.optimizer["param_groups"])},
+        )
 
 
 class UnusableCheckpointError(ValueError):
@@ -89,16 +114,16 @@ class Checkpoints:
             if self._pointer.get("training_sha256", _plain_digest(plain)) != _plain_digest(plain):
                 raise ValueError(f"{_POINTER} is not what was written")
             if plain["best"] is not None:
-                self._checked_content("best")
-            return TrainingState(
+                self._check("best")
+            progress = Progress(
                 epoch=plain["epoch"],
-                model=_part(tensors, "model"),
-                optimizer=_optimizer_state(_part(tensors, "optimizer"), plain["param_groups"]),
-                history=[EpochFinished.model_validate(entry) for entry in plain["history"]],
+                history=tuple(EpochFinished.model_validate(entry) for entry in plain["history"]),
                 best=BestEpoch(**plain["best"]) if plain["best"] else None,
                 position=_position(_part(tensors, "position"), plain["position"]),
                 micro_batches=plain["micro_batches"],
             )
+            optimizer = _optimizer_state(_part(tensors, "optimizer"), plain["param_groups"])
+            return TrainingState(progress, _part(tensors, "model"), optimizer)
         except json.JSONDecodeError as error:
             raise UnusableCheckpointError(f"{_POINTER} is not whole JSON ({error})") from error
         except FileNotFoundError as error:
@@ -124,28 +149,28 @@ class Checkpoints:
 
     def save(self, state: TrainingState, is_best: bool) -> None:
         """Write the latest state, and the best weights if this is them; the old ones stay until this is whole."""
-        pointer = dict(self._pointer)
+        pointer, progress = dict(self._pointer), state.progress
         latest = {f"model.{k}": v for k, v in state.model.items()}
         for index, values in state.optimizer["state"].items():
             latest |= {f"optimizer.{index}.{k}": v for k, v in values.items() if isinstance(v, Tensor)}
         step = 0
-        if state.position is not None:
-            step = state.position.step
-            latest["position.loss"] = state.position.loss
-            latest["position.cpu_random"] = state.position.cpu_random
-            if state.position.gpu_random is not None:
-                latest["position.gpu_random"] = state.position.gpu_random
-        pointer["latest"] = self._write(f"latest-{state.epoch:04d}-{step:06d}.safetensors", latest)
+        if progress.position is not None:
+            step = progress.position.step
+            latest["position.loss"] = progress.position.loss
+            latest["position.cpu_random"] = progress.position.cpu_random
+            if progress.position.gpu_random is not None:
+                latest["position.gpu_random"] = progress.position.gpu_random
+        pointer["latest"] = self._write(f"latest-{progress.epoch:04d}-{step:06d}.safetensors", latest)
         if is_best:
             weights = {f"model.{k}": v for k, v in state.model.items()}
-            pointer["best"] = self._write(f"best-{state.epoch:04d}.safetensors", weights)
+            pointer["best"] = self._write(f"best-{progress.epoch:04d}.safetensors", weights)
         pointer["training"] = {
-            "epoch": state.epoch,
-            "history": [epoch.values() for epoch in state.history],
-            "best": asdict(state.best) if state.best else None,
+            "epoch": progress.epoch,
+            "history": [epoch.values() for epoch in progress.history],
+            "best": asdict(progress.best) if progress.best else None,
             "param_groups": state.optimizer["param_groups"],
-            "position": [state.position.epoch, state.position.step] if state.position else None,
-            "micro_batches": state.micro_batches,
+            "position": [progress.position.epoch, progress.position.step] if progress.position else None,
+            "micro_batches": progress.micro_batches,
         }
         pointer["training_sha256"] = _plain_digest(pointer["training"])
         write_json(self._folder / _POINTER, pointer)
@@ -154,8 +179,9 @@ class Checkpoints:
         for path in self._folder.glob("*.safetensors"):
             if path.name not in keep:
                 path.unlink()
-        for path in self._folder.glob(".*.tmp"):
-            path.unlink()
+        for path in self._folder.glob(".*.tmp"):  # what killed processes left; this one may just be writing others
+            if ".safetensors." in path.name or not path.name.endswith(f".{os.getpid()}.tmp"):
+                path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Begin anew: nothing written before is continued from."""
@@ -176,15 +202,15 @@ class Checkpoints:
         return {"file": name, "sha256": file_sha256(path)}
 
     def _tensors(self, which: str) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = load_tensors(self._checked_content(which))
-        return tensors
+        # Copied out of the mapping, which would else hold on to the file that the next state replaces.
+        return {name: tensor.clone() for name, tensor in load_file(self._check(which)).items()}
 
-    def _checked_content(self, which: str) -> bytes:
+    def _check(self, which: str) -> Path:
         entry = self._pointer[which]
-        content: bytes = (self._folder / entry["file"]).read_bytes()
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise ValueError(f"{entry['file']} is not what was written (another digest)")
-        return content
+        path = self._folder / str(entry["file"])
+        if file_sha256(path) != entry["sha256"]:
+            raise ValueError(f"{path.name} is not what was written (another digest)")
+        return path
 
 
 def weights_digest(model: dict[str, Tensor]) -> str:
@@ -195,6 +221,11 @@ def weights_digest(model: dict[str, Tensor]) -> str:
         digest.update(f"{name}:{values.dtype}:{tuple(values.shape)}".encode())
         digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _host_copy(tensor: Tensor) -> Tensor:
+    """Contiguous, as the file wants it, so that writing makes no copy of its own."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
 
 
 def _plain_digest(plain: Any) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cryobench.workers.record.checkpoint import Checkpoints
-from cryobench.workers.record.folder import TrialFolder
+from cryobench.workers.record.events import Pruned
+from cryobench.workers.record.folder import SPEC, TrialFolder
 
 _METRICS = ("loss", "val_miou", "val_mean_f1", "val_overall_accuracy")
 
@@ -43,7 +45,8 @@ class Comparison:
     """What two trials have in common, and where they part.
 
     ``asked``: values of the specs that differ, by their place; ``outcome``: those of the results that must be the same
-    wherever a trial runs. ``weights`` is None where one of the trials has no best checkpoint to compare.
+    wherever a trial runs. ``weights`` is None where one of the trials has no best checkpoint to compare; ``pruned``
+    says of each whose weights were removed how to get them again.
     """
 
     asked: dict[str, tuple[Any, Any]]
@@ -51,6 +54,7 @@ class Comparison:
     outcome: dict[str, tuple[Any, Any]]
     tensors: int
     weights: tuple[TensorPair, ...] | None
+    pruned: tuple[str, ...] = ()
 
     @property
     def first_difference(self) -> int | None:
@@ -82,6 +86,19 @@ def compare(first: TrialFolder, second: TrialFolder) -> Comparison:
         outcome=dict(_differences(*outcomes)) if all(results) else {},
         tensors=len(weights[0]) if weights[0] else 0,
         weights=pairs,
+        pruned=tuple(why for folder in (first, second) if (why := pruned(folder))) if pairs is None else (),
+    )
+
+
+def pruned(folder: TrialFolder) -> str | None:
+    """That a trial's best weights were pruned, and how to get them again; None where they were not."""
+    last = next((event for event in reversed(folder.events()) if isinstance(event, Pruned)), None)
+    if last is None or (folder.path / last.file).exists():
+        return None
+    day = datetime.fromtimestamp(last.time, UTC).date().isoformat()
+    return (
+        f"The best weights of trial {folder.trial_id} were pruned on {day} (cryobench prune). Its result stands. To "
+        f"get them again, run it anew on another storage: cryobench trial run {folder.path / SPEC} --storage ELSEWHERE."
     )
 
 

@@ -110,6 +110,14 @@ class Finished(Event):
     status: str
 
 
+class Pruned(Event):
+    """The best weights of a finished trial, ``file``, were removed with ``bytes`` in all; its result stands."""
+
+    event: Literal["pruned"] = "pruned"
+    file: str
+    bytes: int
+
+
 class Note(Event):
     """Something the user should read; nothing ends by it."""
 
@@ -145,6 +153,28 @@ class Ended(Event):
     epochs: int | None = None
 
 
+class Placed(Event):
+    """Reported only: the node (Ray's id of it) and process that took the trial up, and its device.
+
+    ``device_memory_mb`` is all that the device has, where it is a GPU.
+    """
+
+    event: Literal["placed"] = "placed"
+    node: str
+    host: str
+    pid: int
+    device: str
+    device_memory_mb: float | None = None
+
+
+class Stumbled(Event):
+    """Reported only: an attempt failed in a way that may be its node's; the driver decides what follows."""
+
+    event: Literal["stumbled"] = "stumbled"
+    kind: str
+    message: str
+
+
 class UnknownEvent(Event):
     """A line that no class here can read; ``line`` is what it holds."""
 
@@ -170,10 +200,13 @@ _CLASSES: dict[str, type[Event]] = {
         Interrupted,
         Failed,
         Finished,
+        Pruned,
         Note,
         SystemLoad,
         Decoding,
         Ended,
+        Placed,
+        Stumbled,
     )
 }
 

@@ -1,15 +1,58 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one, and only by who may.
+
+What is written into a folder with a fence (`fenced`) asks it first, in whatever thread, and asks it whether to try
+again when the storage is full, read-only or away.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from cryobench.conf.errors import RecordError, disk_full
+from safetensors import SafetensorError
+
+from cryobench.conf.errors import CryobenchError, RecordError, storage_trouble
+
+T = TypeVar("T")
+
+
+class Fence(Protocol):
+    """Stands before a folder while one process runs the trial in it."""
+
+    def require(self) -> None:
+        """Come back if this process may write; raises LeaseLostError where it may not."""
+
+    def waits_for_storage(self, error: CryobenchError) -> bool:
+        """Wait a while after ``error``; whether to try again."""
+
+    def storage_is_back(self) -> None:
+        """Trying again went well."""
+
+
+#: By folder and not handed from call to call: a trial's files are written from several modules and threads, and none
+#: of them may be the one that forgets to ask.
+_fences: dict[Path, Fence] = {}
+
+
+@contextmanager
+def fenced(folder: Path, fence: Fence) -> Iterator[None]:
+    """Let ``fence`` stand before everything that this process writes into ``folder``."""
+    before = _fences.get(folder)
+    _fences[folder] = fence
+    try:
+        yield
+    finally:
+        if before is None:
+            del _fences[folder]
+        else:
+            _fences[folder] = before
+
 
 #: Of the threads of a process one appends at a time: another's half of a line would pass for a torn one.
 _APPENDING = threading.Lock()
@@ -20,21 +63,38 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
     Raises:
         DiskFullError: no space left; what stood under ``path`` still stands.
+        StorageError: its folder is read-only or not there; likewise.
+        LeaseLostError: another process runs the trial of this folder.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
+
+    def whole() -> None:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise disk_full(error, path) or error from error
+            _write(write, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+    _behind_fence(path, whole)
+
+
+def _write(write: Callable[[Path], object], path: Path) -> None:
+    try:
+        write(path)
+    except SafetensorError as error:  # in which the system's own error is a word among others
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -83,9 +143,13 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
     """Append one JSON line; a torn line of a killed writer is ended first, so that it spoils no other.
 
     Threads may append to one file at once; of processes, only the one that holds the folder does.
+
+    Raises:
+        DiskFullError, StorageError, LeaseLostError: as `write_whole`.
     """
     line = json.dumps(value, allow_nan=False)
-    try:
+
+    def append() -> None:
         with _APPENDING, path.open("ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
@@ -94,8 +158,28 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
             file.write(line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
-        raise disk_full(error, path) or error from error
+
+    _behind_fence(path, append)
+
+
+def _behind_fence(path: Path, action: Callable[[], T]) -> T:
+    fence, waited = _fences.get(path.parent), False
+    while True:
+        if fence is not None:
+            fence.require()
+        try:
+            done = action()
+        except OSError as error:
+            explained = storage_trouble(error, path)
+            if explained is None:
+                raise
+            if fence is None or not fence.waits_for_storage(explained):
+                raise explained from error
+            waited = True
+        else:
+            if fence is not None and waited:
+                fence.storage_is_back()
+            return done
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,25 +1,26 @@
 """A trial's folder: the truth about it.
 
 ``spec.json``; ``events.jsonl``, appended; the latest and the best checkpoint; ``test_confusion.npy``, per tile;
-pictures; ``stacks.txt`` after a read that hung; ``result.json``, written last: a trial is complete when it exists.
+pictures; ``stacks.txt`` after a read that hung; ``lease.json`` while a process runs it; ``result.json``, written last:
+a trial is complete when it exists.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from cryobench.conf.errors import RETRIED_KINDS, ConfigError, CryobenchError, RecordError
+from cryobench.conf.errors import RETRIED_KINDS, ConfigError, RecordError, storage_trouble
 from cryobench.conf.trial import TrialSpec
 from cryobench.workers.record.events import AttemptStarted, EpochFinished, Event, Failed, event_of
 from cryobench.workers.record.files import append_line, read_lines, read_record, write_json
+from cryobench.workers.record.lease import LEASE
+from cryobench.workers.record.lease_files import FolderLeaseFile
 from cryobench.workers.record.result import RESULT_FORMAT, RESULT_MIGRATIONS, TrialResult
 
 SPEC, EVENTS, RESULT = "spec.json", "events.jsonl", "result.json"
@@ -71,22 +72,17 @@ class TrialFolder:
         folder.path = path
         return folder
 
-    @contextmanager
-    def locked(self, patience_s: float = 60.0) -> Iterator[None]:
-        """Hold the folder for one process; another one's hold ends with it, however it ends."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock")
+    def lease_file(self) -> FolderLeaseFile:
+        """Where it stands who runs the trial, if its storage is a folder.
+
+        Raises:
+            StorageError: the storage cannot be used.
+        """
         try:
-            lock.acquire(timeout=patience_s)
-        except Timeout:
-            raise CryobenchError(
-                f"Trial {self.trial_id} is being run by another process on this storage ({self.path}). "
-                "Wait for it, or end it and run the same command again."
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_trouble(error, self.path) or error from error
+        return FolderLeaseFile(self.path / LEASE)
 
     def write_spec(self, spec: TrialSpec) -> None:
         """Write ``spec.json`` once; a folder never changes its trial."""

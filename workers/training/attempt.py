@@ -11,13 +11,15 @@ from cryobench.conf.trial import TrialSpec
 from cryobench.datasets.store.location import below
 from cryobench.workers.model.build import build_model
 from cryobench.workers.model.cost import multiply_adds
-from cryobench.workers.model.segmentation import SegmentationModel, set_precision
+from cryobench.workers.model.numerics import set_numerics
+from cryobench.workers.model.segmentation import SegmentationModel
 from cryobench.workers.place import Place
-from cryobench.workers.record.checkpoint import TrainingState, weights_digest
+from cryobench.workers.record.checkpoint import Progress, weights_digest
 from cryobench.workers.record.events import Decoding, Finished, Note, OutOfMemory, Report
 from cryobench.workers.record.folder import TrialFolder
 from cryobench.workers.record.result import TestMetrics, TrialResult
 from cryobench.workers.training.attempt_context import AttemptContext
+from cryobench.workers.training.checkpoint_writer import CheckpointWriter
 from cryobench.workers.training.device_turn import alone_on_device, sharing_device
 from cryobench.workers.training.epoch import make_optimizer
 from cryobench.workers.training.fitting import Fitting, Trained
@@ -34,9 +36,15 @@ class Attempt:
     """A trial being run; the arguments are those of `AttemptContext`."""
 
     def __init__(
-        self, spec: TrialSpec, place: Place, folder: TrialFolder, report: Report, should_stop: Callable[[], bool]
+        self,
+        spec: TrialSpec,
+        place: Place,
+        folder: TrialFolder,
+        report: Report,
+        should_stop: Callable[[], bool],
+        after_save: Callable[[], None] = lambda: None,
     ) -> None:
-        self.context = AttemptContext(spec, place, folder, report, should_stop)
+        self.context = AttemptContext(spec, place, folder, report, should_stop, after_save)
         self.device = self.context.device
         self._micro_batches = 1
 
@@ -92,22 +100,23 @@ class Attempt:
         context = self.context
         model = self._build(data)
         optimizer = make_optimizer(model, context.spec)
-        state = restore(context, model, optimizer, len(data.sampler))
-        if state is None:
-            weights, untouched = model.trained_state(), optimizer.state_dict()
-            state = TrainingState(0, weights, untouched, [], None, micro_batches=self._micro_batches)
-        self._micro_batches = state.micro_batches  # a trial begun in parts stays so
-        trained = Fitting(context, model, optimizer, data, state).run()
-        return self._finish(model, data, trained, gmacs)
+        progress = restore(context, model, optimizer, len(data.sampler)) or Progress(micro_batches=self._micro_batches)
+        self._micro_batches = progress.micro_batches  # a trial begun in parts stays so
+        with CheckpointWriter(context.checkpoints, context.after_save) as writer:
+            trained = Fitting(context, model, optimizer, data, progress, writer).run()
+            return self._finish(model, data, trained, gmacs, writer)
 
-    def _finish(self, model: SegmentationModel, data: TrialData, trained: Trained, gmacs: float | None) -> TrialResult:
-        context, state, divergence = self.context, trained.state, trained.divergence
-        final = weights_digest(state.model)
+    def _finish(
+        self, model: SegmentationModel, data: TrialData, trained: Trained, gmacs: float | None, writer: CheckpointWriter
+    ) -> TrialResult:
+        context, progress, divergence = self.context, trained.progress, trained.divergence
+        final = weights_digest(model.trained_state())
         test, best_weights = None, None
-        if state.best is not None:
-            weights = context.checkpoints.best()
-            model.load_trained_state(weights)
-            best_weights = weights_digest(weights)
+        with context.timed("checkpointing"):
+            writer.wait_until_written()
+        if progress.best is not None:
+            model.load_trained_state(context.checkpoints.best())
+            best_weights = weights_digest(model.trained_state())
             found = evaluate_test_split(context, model, data)
             test = measure_test(context, found)
             keep_test(context, found, data)
@@ -117,13 +126,15 @@ class Attempt:
             context,
             data,
             model,
-            state,
+            progress,
             diverged=divergence,
             final_weights=final,
             best_weights=best_weights,
             test=test,
             gmacs=gmacs,
         )
+        with context.timed("checkpointing"):
+            writer.flush()  # an upload reads the files that are removed below
         context.folder.write_result(result)
         context.checkpoints.drop_latest()
         context.record(Finished(status=result.status))
@@ -148,7 +159,7 @@ class Attempt:
     def _set_up_torch(self) -> None:
         protocol = self.context.spec.protocol
         torch.set_num_threads(protocol.cpu_threads)
-        set_precision(protocol.precision, protocol.deterministic)
+        set_numerics(protocol.precision, protocol.deterministic)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 

@@ -26,14 +26,21 @@ class AttemptContext:
         folder: its folder, locked.
         report: called with every event as it is recorded.
         should_stop: asked after every step and evaluated tile; True leaves the trial resumable.
+        after_save: called in a thread of its own after each state that was saved, and after each epoch.
     """
 
     def __init__(
-        self, spec: TrialSpec, place: Place, folder: TrialFolder, report: Report, should_stop: Callable[[], bool]
+        self,
+        spec: TrialSpec,
+        place: Place,
+        folder: TrialFolder,
+        report: Report,
+        should_stop: Callable[[], bool],
+        after_save: Callable[[], None] = lambda: None,
     ) -> None:
         self.spec, self.place, self.folder = spec, place, folder
         self.device = place.torch_device()
-        self.report, self.should_stop = report, should_stop
+        self.report, self.should_stop, self.after_save = report, should_stop, after_save
         self.checkpoints = Checkpoints(folder.path)
         self.started = time.monotonic()
         self.seconds = dict.fromkeys(("data", "training", "evaluation", "checkpointing"), 0.0)

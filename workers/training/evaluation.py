@@ -14,7 +14,8 @@ from torch import Tensor
 
 from cryobench.conf.terms import Split
 from cryobench.datasets.batches.read_ahead import read_ahead
-from cryobench.workers.model.segmentation import SegmentationModel, autocast
+from cryobench.workers.model.numerics import autocast
+from cryobench.workers.model.segmentation import SegmentationModel
 from cryobench.workers.training.attempt_context import AttemptContext
 from cryobench.workers.training.memory import is_out_of_memory
 from cryobench.workers.training.metrics import confusion

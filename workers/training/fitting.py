@@ -11,10 +11,11 @@ import torch
 from cryobench.conf.errors import InterruptedTrialError
 from cryobench.datasets.batches.batch_loader import BatchLoader
 from cryobench.workers.model.segmentation import SegmentationModel
-from cryobench.workers.record.checkpoint import BestEpoch, Position, TrainingState
+from cryobench.workers.record.checkpoint import BestEpoch, Position, Progress, TrainingState
 from cryobench.workers.record.events import Diverged, EpochFinished
 from cryobench.workers.record.result import Metrics
 from cryobench.workers.training.attempt_context import AttemptContext
+from cryobench.workers.training.checkpoint_writer import CheckpointWriter
 from cryobench.workers.training.divergence import diverged_weights
 from cryobench.workers.training.epoch import epoch_start, train_epoch
 from cryobench.workers.training.evaluation import evaluate
@@ -22,12 +23,16 @@ from cryobench.workers.training.memory import BatchMemoryError, is_out_of_memory
 from cryobench.workers.training.metrics import split_metrics
 from cryobench.workers.training.trial_data import TrialData
 
+#: After an epoch a state is saved once this many times as long has passed as the last one took to be written and
+#: uploaded: saving takes a twentieth of the time at most, and trials whose states are small lose next to nothing.
+_TIMES_ITS_COST = 20.0
+
 
 @dataclass(frozen=True)
 class Trained:
-    """The state after the last whole epoch, and why training ended early, if it did."""
+    """How far training came, in whole epochs, and why it ended early, if it did."""
 
-    state: TrainingState
+    progress: Progress
     divergence: str | None = None
 
 
@@ -40,10 +45,11 @@ class Fitting:
 
     Args:
         context: the attempt.
-        model: on its device, as ``state`` says.
+        model: on its device, as training left it at ``progress``.
         optimizer: likewise.
         data: what the trial reads.
-        state: where training stands.
+        progress: where training stands.
+        writer: saves states beside it.
     """
 
     def __init__(
@@ -52,36 +58,39 @@ class Fitting:
         model: SegmentationModel,
         optimizer: torch.optim.Optimizer,
         data: TrialData,
-        state: TrainingState,
+        progress: Progress,
+        writer: CheckpointWriter,
     ) -> None:
-        self._context, self._model, self._optimizer, self._data, self._state = context, model, optimizer, data, state
-        self._saved = time.monotonic()
+        self._context, self._model, self._optimizer, self._data = context, model, optimizer, data
+        self._progress, self._writer = progress, writer
+        self._saved, self._is_saved = time.monotonic(), False
 
     def run(self) -> Trained:
-        """All epochs that are left.
+        """All epochs that are left. The state after the last one is saved, or on its way.
 
         Raises:
-            InterruptedTrialError: the attempt was asked to stop; the state is saved.
+            InterruptedTrialError: the attempt was asked to stop; the state is saved and uploaded.
             BatchMemoryError: a batch did not fit into memory.
         """
         context, epochs = self._context, self._context.spec.protocol.epochs
         with self._data.loader(context.place.resources, context.device) as loader:
-            for epoch in range(self._state.epoch + 1, epochs + 1):
+            for epoch in range(self._progress.epoch + 1, epochs + 1):
                 try:
                     self._epoch(epoch, loader)
                 except _DivergedError as error:
                     message = f"{error} in epoch {epoch} at learning rate {context.spec.lr:g}."
                     context.record(Diverged(epoch=epoch, message=message))
-                    return Trained(self._state, message)
+                    return Trained(self._progress, message)
                 if epoch < epochs and context.should_stop():
+                    self._save_and_wait()
                     raise InterruptedTrialError(f"Stopped after epoch {epoch} of {epochs}.")
-        return Trained(self._state)
+        return Trained(self._progress)
 
     def _epoch(self, epoch: int, loader: BatchLoader) -> None:
-        """Train, check, validate and save one epoch; `_state` is then the one after it."""
-        context, protocol, state = self._context, self._context.spec.protocol, self._state
-        began, before = time.monotonic(), state.position.step if state.position else 0
-        position = self._train(state.position or epoch_start(context.spec, epoch, context.device), loader)
+        """Train, check and validate one epoch, and save the state after it where that is due."""
+        context, protocol, before = self._context, self._context.spec.protocol, self._progress
+        began, done = time.monotonic(), before.position.step if before.position else 0
+        position = self._train(before.position or epoch_start(context.spec, epoch, context.device), loader)
         with context.timed("training"):  # a GPU may still be at it
             loss = float(position.loss) / len(self._data.sampler)
         seconds = time.monotonic() - began
@@ -89,12 +98,12 @@ class Fitting:
             raise _DivergedError(f"The loss became {loss}")
         if (problem := diverged_weights(self._model)) is not None:
             raise _DivergedError(problem)
-        tiles = (len(self._data.sampler) - before) * protocol.batch_size
+        tiles = (len(self._data.sampler) - done) * protocol.batch_size
         rate = self._optimizer.param_groups[0]["lr"]
         finished = EpochFinished(epoch=epoch, loss=loss, lr=rate, seconds=seconds, tiles=tiles)
-        best, is_best = state.best, False
+        best, is_best = before.best, False
         if epoch % protocol.eval_every == 0 or epoch == protocol.epochs:
-            found = self._validate(position)
+            found = self._validate()
             scores = {
                 "val_miou": found.miou,
                 "val_mean_f1": found.mean_f1,
@@ -104,17 +113,12 @@ class Fitting:
             is_best = best is None or found.miou > best.val_miou
             if is_best:
                 best = BestEpoch(epoch, found.miou)
-        self._state = TrainingState(
-            epoch,
-            self._model.trained_state(),
-            self._optimizer.state_dict(),
-            [*state.history, finished],
-            best,
-            micro_batches=state.micro_batches,
-        )
+        history = (*before.history, finished)
+        self._progress = Progress(epoch, history, best, micro_batches=before.micro_batches)
         context.note_memory()
-        self._save(self._state, is_best)
+        self._save_epoch(is_best)
         context.record(finished)
+        self._writer.upload()
 
     def _train(self, position: Position, loader: BatchLoader) -> Position:
         """The epoch's steps that are left; the state is saved in between by the clock, or to leave."""
@@ -130,7 +134,7 @@ class Fitting:
                         context.spec,
                         context.device,
                         position,
-                        micro_batches=self._state.micro_batches,
+                        micro_batches=self._progress.micro_batches,
                         pause=self._is_time_to_save,
                     )
                 except Exception as error:
@@ -139,32 +143,64 @@ class Fitting:
                     raise
             if position.step < steps:
                 self._pause(position)
+        self._progress = replace(self._progress, position=position)
         return position
 
-    def _validate(self, position: Position) -> Metrics:
+    def _validate(self) -> Metrics:
         try:
             found = evaluate(self._context, self._model, self._data, "val")
         except InterruptedTrialError:
-            self._pause(position)
+            self._is_saved = False
+            self._save_and_wait()
             raise
         if not found.finite:
             raise _DivergedError("The model's outputs on val became infinite or no numbers")
         return split_metrics(found.matrices, self._context.spec.protocol)
 
-    def _is_time_to_save(self) -> bool:
-        context = self._context
-        return context.should_stop() or time.monotonic() - self._saved > context.place.resources.checkpoint_every_s
-
     def _pause(self, position: Position) -> None:
         """Save where training stands within an epoch; leave if that is why it paused."""
-        stop = self._context.should_stop()
-        weights, optimizer = self._model.trained_state(), self._optimizer.state_dict()
-        self._save(replace(self._state, model=weights, optimizer=optimizer, position=position), False)
-        if stop:
+        self._progress, self._is_saved = replace(self._progress, position=position), False
+        if self._context.should_stop():
+            self._save_and_wait()
             epochs = self._context.spec.protocol.epochs
             raise InterruptedTrialError(f"Stopped in epoch {position.epoch} of {epochs}, after step {position.step}.")
+        self._offer()
 
-    def _save(self, state: TrainingState, is_best: bool) -> None:
+    def _is_time_to_save(self) -> bool:
+        """Whether to pause after a step."""
+        due = self._waited() > self._context.place.resources.checkpoint_every_s
+        return self._context.should_stop() or self._writer.failed or (due and not self._writer.busy)
+
+    def _save_epoch(self, is_best: bool) -> None:
+        """Save the state after an epoch: always if it is the best or the last, else when it is due."""
+        self._is_saved = False
+        if is_best or self._progress.epoch == self._context.spec.protocol.epochs:
+            self._save(is_best)
+        elif self._waited() > min(
+            self._context.place.resources.checkpoint_every_s, _TIMES_ITS_COST * self._writer.cost_s
+        ):
+            self._offer()
+
+    def _save_and_wait(self) -> None:
+        """Before leaving: the state as it is, down to the disk and the object store."""
+        if not self._is_saved:
+            self._save(is_best=False)
         with self._context.timed("checkpointing"):
-            self._context.checkpoints.save(state, is_best)
-        self._saved = time.monotonic()
+            self._writer.flush()
+
+    def _save(self, is_best: bool) -> None:
+        with self._context.timed("checkpointing"):
+            self._writer.save(self._state(), is_best)
+        self._saved, self._is_saved = time.monotonic(), True
+
+    def _offer(self) -> None:
+        with self._context.timed("checkpointing"):
+            taken = self._writer.offer(self._state())
+        if taken:
+            self._saved, self._is_saved = time.monotonic(), True
+
+    def _state(self) -> TrainingState:
+        return TrainingState(self._progress, self._model.trained_state(), self._optimizer.state_dict())
+
+    def _waited(self) -> float:
+        return time.monotonic() - self._saved

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cryobench.workers.model.segmentation import SegmentationModel
-from cryobench.workers.record.checkpoint import TrainingState, UnusableCheckpointError
+from cryobench.workers.record.checkpoint import Progress, TrainingState, UnusableCheckpointError
 from cryobench.workers.record.events import CheckpointDiscarded, Resumed
 from cryobench.workers.training.attempt_context import AttemptContext
 
@@ -18,11 +18,11 @@ _OPTIONS = {"lr", "scale", "betas", "eps", "weight_decay"}
 
 def restore(
     context: AttemptContext, model: SegmentationModel, optimizer: torch.optim.Optimizer, steps: int
-) -> TrainingState | None:
+) -> Progress | None:
     """Bring model and optimizer to the trial's checkpoint; None leaves both as they are, untouched.
 
     Everything is checked before anything is loaded, so that a checkpoint that does not fit leaves nothing behind. Why
-    one was discarded is recorded; that none was ever written is no event.
+    one was discarded is recorded; that none was ever written is no event. The checkpoint's tensors are not kept.
 
     Args:
         context: the attempt.
@@ -41,12 +41,13 @@ def restore(
         return None
     model.load_trained_state(state.model)
     optimizer.load_state_dict(state.optimizer)
+    progress = state.progress
     recorded = {event.epoch for event in context.folder.epochs()}
-    for finished in state.history:
+    for finished in progress.history:
         if finished.epoch not in recorded:
             context.record(finished)
-    context.record(Resumed(epoch=state.epoch, step=state.position.step if state.position else 0))
-    return state
+    context.record(Resumed(epoch=progress.epoch, step=progress.position.step if progress.position else 0))
+    return progress
 
 
 def check_fit(
@@ -63,11 +64,11 @@ def check_fit(
     if [g["params"] for g in then] != [g["params"] for g in now] or any(not g.keys() >= _OPTIONS for g in then):
         raise UnusableCheckpointError(f"the optimizer's {len(then)} groups are not the {len(now)} of this model")
     _check_moments(state, [p for group in optimizer.param_groups for p in group["params"]])
-    if not 0 <= state.epoch <= epochs or [e.epoch for e in state.history] != list(range(1, state.epoch + 1)):
-        raise UnusableCheckpointError(f"epoch {state.epoch} of {epochs} with a history of {len(state.history)} epochs")
-    position = state.position
+    epoch, history, position = state.progress.epoch, state.progress.history, state.progress.position
+    if not 0 <= epoch <= epochs or [e.epoch for e in history] != list(range(1, epoch + 1)):
+        raise UnusableCheckpointError(f"epoch {epoch} of {epochs} with a history of {len(history)} epochs")
     if position is not None:
-        if position.epoch != state.epoch + 1 or not 0 <= position.step <= steps or position.epoch > epochs:
+        if position.epoch != epoch + 1 or not 0 <= position.step <= steps or position.epoch > epochs:
             raise UnusableCheckpointError(f"step {position.step} of {steps} in epoch {position.epoch} of {epochs}")
         random = torch.get_rng_state()
         if _form(position.cpu_random) != _form(random) or position.loss.shape != ():

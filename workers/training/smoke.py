@@ -17,7 +17,7 @@ from cryobench.conf.trial import TrialSpec
 from cryobench.datasets.batches.tile_source import TileSource
 from cryobench.datasets.store.location import below
 from cryobench.workers.model.build import build_model
-from cryobench.workers.model.segmentation import set_precision
+from cryobench.workers.model.numerics import set_numerics
 from cryobench.workers.place import Place
 from cryobench.workers.record.folder import TrialFolder
 from cryobench.workers.training.attempt_context import AttemptContext
@@ -61,7 +61,7 @@ def smoke_test(spec: TrialSpec, place: Place, scratch: Path) -> SmokeResult:
     folder = TrialFolder(scratch, spec.trial_id)
     context = AttemptContext(spec, place, folder, lambda event: None, lambda: False)
     torch.set_num_threads(spec.protocol.cpu_threads)
-    set_precision(spec.protocol.precision, spec.protocol.deterministic)
+    set_numerics(spec.protocol.precision, spec.protocol.deterministic)
     device = context.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -6,7 +6,7 @@ import platform
 import time
 
 from cryobench.workers.model.segmentation import SegmentationModel
-from cryobench.workers.record.checkpoint import TrainingState
+from cryobench.workers.record.checkpoint import Progress
 from cryobench.workers.record.result import Cost, Provenance, TestMetrics, TrialResult
 from cryobench.workers.training.attempt_context import AttemptContext
 from cryobench.workers.training.provenance import code_version, device_name, library_versions
@@ -17,7 +17,7 @@ def summary(
     context: AttemptContext,
     data: TrialData,
     model: SegmentationModel,
-    state: TrainingState,
+    progress: Progress,
     *,
     diverged: str | None,
     final_weights: str,
@@ -31,24 +31,24 @@ def summary(
         context: the attempt.
         data: what it read.
         model: as trained.
-        state: after its last whole epoch.
+        progress: after its last whole epoch.
         diverged: how, if it did.
         final_weights: digest of the weights after the last epoch.
         best_weights: digest of the weights that were tested.
         test: metrics on the test split.
         gmacs: 10^9 multiply-adds for one crop, or None where they could not be counted.
     """
-    spec, info, steps = context.spec, data.info, state.epoch * len(data.sampler)
-    training = sum(epoch.seconds for epoch in state.history)
+    spec, info, steps = context.spec, data.info, progress.epoch * len(data.sampler)
+    training = sum(epoch.seconds for epoch in progress.history)
     return TrialResult(
         trial_id=context.folder.trial_id,
         status="diverged" if diverged else "completed",
-        epochs=state.epoch,
+        epochs=progress.epoch,
         steps=steps,
         training_tiles=len(data.subset),
-        micro_batches=state.micro_batches,
-        best_epoch=state.best.epoch if state.best else None,
-        best_val_miou=state.best.val_miou if state.best else None,
+        micro_batches=progress.micro_batches,
+        best_epoch=progress.best.epoch if progress.best else None,
+        best_val_miou=progress.best.val_miou if progress.best else None,
         test=test,
         classes=info.classes,
         final_weights=final_weights,

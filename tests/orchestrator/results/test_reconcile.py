@@ -16,11 +16,13 @@ from cryobench.conf.compose import load_sweep
 from cryobench.conf.errors import ConfigError, TrackingError
 from cryobench.conf.trial import TrialSpec
 from cryobench.orchestrator.places import Places
-from cryobench.orchestrator.results import background, reconcile
+from cryobench.orchestrator.results import background, reconcile, sql_run_writer
 from cryobench.orchestrator.results.background import BackgroundReconciler
 from cryobench.orchestrator.results.leaderboard import read_leaderboard, table_path
 from cryobench.orchestrator.results.reconcile import Reconciler, sync
 from cryobench.orchestrator.results.run_content import fit_names
+from cryobench.orchestrator.results.run_update import RunUpdate
+from cryobench.orchestrator.results.run_writer import ClientRunWriter
 from cryobench.orchestrator.results.tracking import Tracker, default_uri
 from cryobench.orchestrator.sweep.plan import Plan, make_plan
 from cryobench.orchestrator.sweep_record import read_sweep, record_sweep
@@ -217,14 +219,15 @@ def test_what_mlflow_refuses_is_told_once_with_the_trial_and_blocks_no_other(
     from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
     bad, good = ids(storage)
-    real = Tracker._log_result
+    real = ClientRunWriter._write_one
 
-    def refusing(self: Tracker, run: Any, folder: TrialFolder, *rest: Any) -> Any:
-        if folder.trial_id == bad:
+    def refusing(self: ClientRunWriter, update: RunUpdate) -> str:
+        if update.trial == bad:
             raise MlflowException("Invalid metric name", error_code=INVALID_PARAMETER_VALUE)
-        return real(self, run, folder, *rest)
+        return real(self, update)
 
-    monkeypatch.setattr(Tracker, "_log_result", refusing)
+    monkeypatch.setattr(ClientRunWriter, "_write_one", refusing)
+    monkeypatch.setattr(sql_run_writer, "_is_plain", lambda update: update.trial != bad)
     told: list[str] = []
     running = beside(storage, default_uri(storage), told.append)
     running.note([bad, good])

@@ -58,7 +58,8 @@ def test_failed_trials_are_reported_and_wait_for_retry_failed(undisturbed: Comma
     chunk.write_bytes(good)
     told = command.run_here(expect=1)
     assert "0 to run" in told
-    assert "Not retried (corrupt_data)" in told
+    assert "1 failed before for reasons of their own and are not run without --retry-failed" in told
+    assert "1 trial failed (corrupt_data: stored tiles that are not what was written)" in told
     assert "1 completed" in command.run_here("--retry-failed")
     assert read_leaderboard(command.storage)["status"].to_pylist() == ["completed"]
 
@@ -86,7 +87,7 @@ def test_a_cluster_that_is_not_there_is_explained(undisturbed: Command, tmp_path
     arguments = command.arguments(*SMALL, "--address", "127.0.0.1:9", "--tracking-uri", "none")
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "Cannot reach Ray cluster at 127.0.0.1:9" in done.stderr
+    assert "Cannot reach a Ray cluster at 127.0.0.1:9" in done.stderr
 
 
 def test_more_than_the_machine_has_is_explained(undisturbed: Command, tmp_path: Path) -> None:

@@ -19,14 +19,8 @@ from cryobench.workers.trial import run_trial
 Build = Callable[..., TrialSpec]
 
 
-@pytest.fixture
-def remote(s3: str, tmp_path: Path) -> str:
-    base, _, query = s3.partition("?")
-    return f"{base}/{tmp_path.name}?{query}"
-
-
 def stored(url: str) -> set[str]:
-    return {Path(name).name for name in Mirror(url)._listed("")}
+    return {Path(name).name for name in Mirror(url).store.files()}
 
 
 def test_a_trial_begun_on_one_node_continues_on_another(
@@ -56,8 +50,7 @@ def test_a_lost_upload_of_the_result_is_made_up_for(
     spec = one_trial()
     here = replace(place, storage=tmp_path / "one", mirror=remote)
     result = run_trial(spec, here)
-    mirror = Mirror(remote)
-    mirror._fs.delete_file(f"{mirror._root}/trials/{spec.trial_id}/result.json")
+    Mirror(remote).store.delete([f"trials/{spec.trial_id}/result.json"])
     again = run_trial(spec, replace(here, storage=tmp_path / "two"))
     assert again.reproducible() == result.reproducible()
 
@@ -68,6 +61,7 @@ def test_working_copies_of_the_driver_hold_the_small_files(
     spec = one_trial()
     run_trial(spec, replace(place, storage=tmp_path / "worker", mirror=remote))
     where = places(remote, str(place.data_dir), str(tmp_path / "cache"))
+    where.bring_trials([spec.trial_id])
     folder = TrialFolder(where.storage, spec.trial_id)
     assert folder.state().status == "completed"
     assert folder.spec() == spec
@@ -75,12 +69,16 @@ def test_working_copies_of_the_driver_hold_the_small_files(
     assert where.worker_storage != where.storage
 
 
-def test_a_store_that_is_not_there_is_explained(tmp_path: Path) -> None:
+def test_a_store_that_is_not_there_is_explained(remote: str, tmp_path: Path) -> None:
     url = "s3://nobody/x?scheme=http&region=us-east-1&endpoint_override=127.0.0.1:9"
     with pytest.raises(StorageError, match=r"Storage s3://nobody/x.* cannot be used .*Check the address"):
         Mirror(url).pull(tmp_path)
     with pytest.raises(ConfigError, match="Expected a local folder or a URL such as"):
         Mirror("ftp://host/x")
+    with pytest.raises(ConfigError, match=r"unknown \['colour'\].*no options but"):
+        Mirror("s3://bucket/x?colour=red")
+    with pytest.raises(StorageError, match="NoSuchBucket"):
+        Mirror(remote.replace("s3://bench", "s3://nobody")).pull(tmp_path)
 
 
 def test_a_whole_sweep_on_an_object_store(s3: str, remote: str, data_dir: Path, tmp_path: Path) -> None:
@@ -101,5 +99,7 @@ def test_a_whole_sweep_on_an_object_store(s3: str, remote: str, data_dir: Path, 
     assert {"leaderboard.parquet", "demo.json", "result.json"} <= stored(remote)
     shutil.rmtree(tmp_path / "cache")  # another machine
     assert "1 complete, 0 to run" in cryobench("sweep", *overrides, *where)
-    rows = read_leaderboard(places(remote, str(data_dir), str(tmp_path / "cache")).storage)
+    elsewhere = places(remote, str(data_dir), str(tmp_path / "cache"))
+    elsewhere.bring_table()
+    rows = read_leaderboard(elsewhere.storage)
     assert rows["status"].to_pylist() == ["completed"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cryobench.workers.model.resampling import resize
 
 
 class LinearDecoder(nn.Module):
@@ -15,5 +16,4 @@ class LinearDecoder(nn.Module):
 
     def forward(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
         """Logits (B, classes, *size)."""
-        logits = self.classifier(features[-1])
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        return resize(self.classifier(features[-1]), size)

@@ -6,8 +6,9 @@ Module names are the reference's, so that its golden weights load as they are.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cryobench.workers.model.resampling import AveragePool, resize
 
 _POOL_SCALES = (1, 2, 3, 6)
 _NECK_SCALES = (4, 2, 1, 0.5)
@@ -34,7 +35,7 @@ class UPerNet(nn.Module):
         self.neck = Neck(in_channels, scales)
         last = in_channels[-1]
         self.psp_modules = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(scale), *_unit(last, channels, 1)) for scale in _POOL_SCALES
+            nn.Sequential(AveragePool(scale), *_unit(last, channels, 1)) for scale in _POOL_SCALES
         )
         self.bottleneck = _unit(last + len(_POOL_SCALES) * channels, channels, 3)
         self.lateral_convs = nn.ModuleList(_unit(c, channels, 1) for c in in_channels[:-1])
@@ -48,14 +49,14 @@ class UPerNet(nn.Module):
         features = self.neck(features)
         laterals = [conv(f) for conv, f in zip(self.lateral_convs, features, strict=False)]
         top = features[-1]
-        pooled = [_resize(module(top), top.shape[-2:]) for module in self.psp_modules]
+        pooled = [resize(module(top), top.shape[-2:]) for module in self.psp_modules]
         laterals.append(self.bottleneck(torch.cat([top, *pooled], dim=1)))
         for i in range(len(laterals) - 1, 0, -1):
-            laterals[i - 1] = laterals[i - 1] + _resize(laterals[i], laterals[i - 1].shape[-2:])
+            laterals[i - 1] = laterals[i - 1] + resize(laterals[i], laterals[i - 1].shape[-2:])
         levels = [conv(x) for conv, x in zip(self.fpn_convs, laterals, strict=False)] + [laterals[-1]]
         finest = levels[0].shape[-2:]
-        fused = self.fpn_bottleneck(torch.cat([_resize(x, finest) for x in levels], dim=1))
-        return _resize(self.conv_seg(self.dropout(fused)), size)
+        fused = self.fpn_bottleneck(torch.cat([resize(x, finest) for x in levels], dim=1))
+        return resize(self.conv_seg(self.dropout(fused)), size)
 
 
 class Neck(nn.Module):
@@ -89,7 +90,3 @@ def _unit(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
         nn.BatchNorm2d(out_channels),
         nn.ReLU(),
     )
-
-
-def _resize(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

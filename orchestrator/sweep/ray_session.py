@@ -1,0 +1,110 @@
+"""Ray for one sweep: started on this machine or connected to, with its own words kept off the terminal."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from cryobench.conf.errors import ConfigError
+from cryobench.orchestrator.sweep.cluster_access import prepare_access
+
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@contextmanager
+def ray_session(address: str | None, log: Path) -> Iterator[bool]:
+    """Ray, of this process or the cluster at ``address``; yields whether it was started here and will end here.
+
+    Args:
+        address: HOST:PORT of a cluster or ``auto``; None starts Ray on this machine.
+        log: all that is printed meanwhile goes here, but for what goes to a console with a stream of its own.
+
+    Raises:
+        ConfigError: the cluster cannot be reached, or does not let us in.
+    """
+    for variable, value in _SETTINGS.items():
+        os.environ.setdefault(variable, value)
+    if not _is_running():
+        prepare_access(address)
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the watcher tells of trials that failed, in a line
+    with _words_into(log):
+        if ray.is_initialized():
+            yield False
+            return
+        _connect(ray, address, log)
+        try:
+            yield True
+        finally:
+            ray.shutdown()
+
+
+def ray_log(storage: Path, sweep: str) -> Path:
+    """Where this driver keeps what Ray says: a file in the sweep's folder of logs."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return storage / "sweeps" / "logs" / sweep / f"ray-{stamp}-{platform.node()}-{os.getpid()}.log"
+
+
+def _is_running() -> bool:
+    """Whether this process has a Ray already; one that was never imported is not."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def _connect(ray: Any, address: str | None, log: Path) -> None:
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        # Nothing large goes through the object store: tiles are memory-mapped, results are files.
+        options |= {"address": "local", "include_dashboard": False, "object_store_memory": 100 * 1024 * 1024}
+    else:
+        options["address"] = address
+    try:
+        ray.init(**options)
+    except (OSError, ValueError, RuntimeError) as error:
+        what = f"Ray cluster at {address}" if address else "Ray on this machine"
+        raise ConfigError(
+            f"Cannot use the {what} ({' '.join(str(error).split())[:300]}). What Ray said is in {log}; without "
+            "--address the sweep runs on this machine alone."
+        ) from error
+
+
+@contextmanager
+def _words_into(log: Path) -> Iterator[None]:
+    """Let what Ray and its libraries print, on whichever stream, go to a file."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = log.open("ab")
+    except OSError:  # a storage that cannot be written has its own message, elsewhere
+        yield
+        return
+    streams, terminal = (sys.stdout, sys.stderr), os.dup(2)
+    for stream in streams:
+        stream.flush()
+    with file:
+        sys.stdout = sys.stderr = io.TextIOWrapper(file, write_through=True)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            sys.stdout, sys.stderr = streams
+    with suppress(OSError):
+        if log.stat().st_size == 0:
+            log.unlink()
