@@ -41,13 +41,15 @@ def status(
     from cryobench.orchestrator.sweep.status import sweep_status
     from cryobench.orchestrator.sweep.survey import Survey
     from cryobench.orchestrator.sweep_record import read_sweep
-    from cryobench.workers.record.mirror import Mirror
 
     where = places(storage)
     survey = Survey(where.storage)
 
     def look() -> SweepStatus:
-        return sweep_status(name, survey.look(read_sweep(where.storage, name).trials))
+        where.bring_sweeps()
+        trials = read_sweep(where.storage, name).trials
+        where.bring_trials(survey.unfinished(trials))
+        return sweep_status(name, survey.look(trials))
 
     if not watch:
         found = look()
@@ -56,15 +58,8 @@ def status(
         else:
             console.print(render(found, len(found.running) if full else _MOST_TRIALS))
         return
-    mirror = Mirror(where.storage_url) if where.storage_url else None
-
-    def look_again() -> SweepStatus:
-        if mirror:
-            mirror.pull(where.storage)
-        return look()
-
     with suppress(KeyboardInterrupt):
-        _watch(look_again, _EVERY_AWAY_S if mirror else _EVERY_S, full)
+        _watch(look, _EVERY_AWAY_S if where.storage_url else _EVERY_S, full)
 
 
 def _watch(look: Callable[[], SweepStatus], every_s: float, full: bool) -> None:

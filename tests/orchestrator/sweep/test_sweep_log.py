@@ -152,13 +152,12 @@ def test_following_ends_with_the_trial(where: Places, one_trial: Any) -> None:
 
 
 def test_a_trial_is_found_by_its_beginning_or_named_near(tmp_path: Path) -> None:
-    for name in ("aaaa000000000001", "aaaa000000000002", "bbbb000000000001"):
-        (tmp_path / "trials" / name).mkdir(parents=True)
-    assert find_trial(tmp_path, "bb") == "bbbb000000000001"
-    assert find_trial(tmp_path, "aaaa000000000001") == "aaaa000000000001"
+    known = ["aaaa000000000001", "aaaa000000000002", "bbbb000000000001"]
+    assert find_trial(tmp_path, "bb", known) == "bbbb000000000001"
+    assert find_trial(tmp_path, "aaaa000000000001", known) == "aaaa000000000001"
     with pytest.raises(ConfigError, match="begins 2 trial ids: aaaa000000000001, aaaa000000000002"):
-        find_trial(tmp_path, "aaaa")
+        find_trial(tmp_path, "aaaa", known)
     with pytest.raises(ConfigError, match="Near: bbbb000000000001"):
-        find_trial(tmp_path, "bbbb000000000009")
+        find_trial(tmp_path, "bbbb000000000009", known)
     with pytest.raises(ConfigError, match=r"\(0 were\)"):
-        find_trial(tmp_path / "nothing", "a")
+        find_trial(tmp_path, "a", [])
