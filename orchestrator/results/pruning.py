@@ -110,7 +110,7 @@ def files_here(storage: Path, trials: Iterable[str]) -> dict[str, Files]:
 def files_in_store(mirror: Mirror) -> dict[str, Files]:
     """The files of all trials in an object store, a thousand a request."""
     found: dict[str, dict[str, int]] = defaultdict(dict)
-    for path, stored in mirror.store.list("trials").items():
+    for path, stored in mirror.store.files("trials").items():
         _, trial, *rest = path.split("/")
         if len(rest) == 1:
             found[trial][rest[0]] = stored.size

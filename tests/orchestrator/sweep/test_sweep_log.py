@@ -22,12 +22,14 @@ from cryobench.workers.record.events import (
     Ended,
     EpochFinished,
     Failed,
-    Finished,
+    Placed,
+    Stumbled,
     SystemLoad,
 )
 from cryobench.workers.record.files import read_lines
 from cryobench.workers.record.folder import TrialFolder
 
+PLACED = Placed(node="0f", host="node-1", pid=7, device="cuda")
 STARTED = AttemptStarted(host="node-1", pid=7, device="cuda", code="0.1")
 
 
@@ -43,17 +45,16 @@ def observer(where: Places) -> SweepObserver:
 
 def test_a_trials_way_through_a_sweep_is_logged(where: Places, observer: SweepObserver) -> None:
     for event in (
-        STARTED,
+        PLACED,
         Decoding(decoded=1, tiles=8),
         EpochFinished(epoch=1, loss=0.5, lr=1e-3, seconds=1.0),
         EpochFinished(epoch=2, loss=0.4, lr=1e-3, seconds=1.0),
         CheckpointDiscarded(reason="torn"),
-        Failed(kind="hung_read", message="m"),
+        Stumbled(kind="hung_read", message="m"),
     ):
         observer.tell("t", event)
-    observer.recover("t", 1, "The worker process died 1 times.")
-    observer.tell("t", STARTED.model_copy(update={"host": "node-2"}))
-    observer.tell("t", Finished(status="completed"))
+    observer.recover("t", "hung_read on node-1, tried elsewhere")
+    observer.tell("t", PLACED.model_copy(update={"host": "node-2"}))
     observer.tell("t", Ended(status="completed"))
     observer.warn("MLflow cannot be reached")
     observer.driver_ends({"completed": 1}, False)
