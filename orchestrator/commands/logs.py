@@ -6,12 +6,15 @@ import difflib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cryobench.orchestrator.commands.options import Storage
 from cryobench.orchestrator.commands.output import console
+
+if TYPE_CHECKING:
+    from cryobench.orchestrator.places import Places
 
 #: How often --follow looks: at a folder that is seen directly, and at an object store.
 _EVERY_S, _EVERY_AWAY_S = 1.0, 15.0
@@ -26,29 +29,27 @@ def logs(
 ) -> None:
     """Show what happened to a trial: its own events and what the sweep's driver noted of it."""
     from cryobench.orchestrator.places import places
-    from cryobench.workers.record.mirror import Mirror
 
     where = places(storage)
-    trial_id = find_trial(where.storage, trial)
+    where.bring_sweeps()
+    trial_id = find_trial(where.storage, trial, _names(where))
     shown: set[str] = set()
-    mirror = Mirror(where.storage_url) if follow and where.storage_url else None
     try:
         while True:
+            where.bring_trials([trial_id])
             for key, text in _lines(where.storage, trial_id, full):
                 if key not in shown:
                     shown.add(key)
                     console.print(text, markup=False, highlight=False, soft_wrap=True)
             if not follow or _has_ended(where.storage, trial_id):
                 return
-            time.sleep(_EVERY_AWAY_S if mirror else _EVERY_S)
-            if mirror:
-                mirror.pull_trial(where.storage, trial_id, whole=False)
+            time.sleep(_EVERY_AWAY_S if where.storage_url else _EVERY_S)
     except KeyboardInterrupt:
         return
 
 
-def find_trial(storage: Path, asked: str) -> str:
-    """The trial that ``asked`` names in full or by its beginning, alone among those of ``storage``.
+def find_trial(storage: Path, asked: str, known: list[str]) -> str:
+    """The trial that ``asked`` names in full or by its beginning, alone among the ``known`` ones of ``storage``.
 
     Raises:
         ConfigError: none or several; the message names them, or those that come near.
@@ -56,8 +57,6 @@ def find_trial(storage: Path, asked: str) -> str:
     from cryobench.conf.errors import ConfigError
     from cryobench.workers.record.folder import TrialFolder
 
-    folder = storage / "trials"
-    known = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     found = [name for name in known if name.startswith(asked)] if asked else known
     if asked in known or len(found) == 1:
         return TrialFolder.find(storage, asked if asked in known else found[0]).trial_id
@@ -72,6 +71,16 @@ def find_trial(storage: Path, asked: str) -> str:
         f"No trial '{asked}' was begun on storage {storage} ({len(known)} were).{nearest} cryobench plan and status "
         "show trial ids."
     )
+
+
+def _names(where: Places) -> list[str]:
+    """The ids of all trials of a storage."""
+    from cryobench.workers.record.mirror import Mirror
+
+    if where.storage_url:
+        return sorted(Mirror(where.storage_url).trials())
+    folder = where.storage / "trials"
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def _lines(storage: Path, trial: str, full: bool) -> Iterator[tuple[str, str]]:

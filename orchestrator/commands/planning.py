@@ -72,6 +72,7 @@ def plan(
 
     where = places(storage, data_dir, cache_dir, weights_dir, config_dir)
     made = make_plan(load_sweep(overrides or [], where.config_dir), where)
+    where.bring_table()
     book = CostBook(where)
     expected = forecast(made.to_run(), book)
     reports = _smoke(made, where, address, quiet=json) if smoke else []

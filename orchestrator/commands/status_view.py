@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 _EVERY_S, _EVERY_AWAY_S = 2.0, 15.0
 _COLOURS = {"completed": "green", "running": "cyan", "diverged": "yellow", "pruned": "blue", "failed": "red"}
 _SHOWN = ("running", "completed", "diverged", "pruned", "failed", "expired", "waiting")
+#: Characters of a trial id, which are shown in full however narrow the terminal is.
+_ID = 16
 _MOST_TRIALS, _MOST_GROUPS, _MOST_IDS = 24, 12, 4
 
 
@@ -33,21 +37,19 @@ def status(
     full: Annotated[bool, typer.Option("--all", help="Every running trial, however many.")] = False,
 ) -> None:
     """Show where a sweep stands: running, ended, failed, waiting; its rate, expected end and nodes."""
-    from rich.live import Live
-    from rich.text import Text
-
-    from cryobench.conf.errors import CryobenchError
     from cryobench.orchestrator.places import places
     from cryobench.orchestrator.sweep.status import sweep_status
     from cryobench.orchestrator.sweep.survey import Survey
     from cryobench.orchestrator.sweep_record import read_sweep
-    from cryobench.workers.record.mirror import Mirror
 
     where = places(storage)
     survey = Survey(where.storage)
 
     def look() -> SweepStatus:
-        return sweep_status(name, survey.look(read_sweep(where.storage, name).trials))
+        where.bring_sweeps()
+        trials = read_sweep(where.storage, name).trials
+        where.bring_trials(survey.unfinished(trials))
+        return sweep_status(name, survey.look(trials))
 
     if not watch:
         found = look()
@@ -56,24 +58,33 @@ def status(
         else:
             console.print(render(found, len(found.running) if full else _MOST_TRIALS))
         return
-    every = _EVERY_AWAY_S if where.storage_url else _EVERY_S
-    mirror = Mirror(where.storage_url) if where.storage_url else None
-    try:
-        with Live(console=console, auto_refresh=False, screen=False, transient=False) as live:
-            while True:
-                try:
-                    if mirror:
-                        mirror.pull(where.storage)
-                    found = look()
-                except (CryobenchError, OSError) as error:  # a storage that is away for a while
-                    live.update(Text(f"{error} Looking again every {every:g} s."), refresh=True)
-                else:
-                    live.update(render(found, len(found.running) if full else _MOST_TRIALS), refresh=True)
-                    if found.finished == found.total:
-                        return
-                time.sleep(every)
-    except KeyboardInterrupt:
-        return
+    with suppress(KeyboardInterrupt):
+        _watch(look, _EVERY_AWAY_S if where.storage_url else _EVERY_S, full)
+
+
+def _watch(look: Callable[[], SweepStatus], every_s: float, full: bool) -> None:
+    """Show what ``look`` finds until every trial has ended; where there is no terminal, one below the other."""
+    from rich.live import Live
+    from rich.text import Text
+
+    from cryobench.conf.errors import CryobenchError
+
+    with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
+        while True:
+            try:
+                found = look()
+            except (CryobenchError, OSError) as error:  # a storage that is away for a while
+                shown: RenderableType = Text(f"{error} Looking again every {every_s:g} s.")
+                over = False
+            else:
+                shown, over = render(found, len(found.running) if full else _MOST_TRIALS), not found.left
+            if live is not None:
+                live.update(shown, refresh=True)
+            else:
+                console.print(shown)
+            if over:
+                return
+            time.sleep(every_s)
 
 
 def render(found: SweepStatus, most: int = _MOST_TRIALS) -> RenderableType:
@@ -101,7 +112,7 @@ def _heading(found: SweepStatus) -> RenderableType:
     if found.expected_end is not None:
         end, left = time.localtime(found.expected_end), found.expected_end - found.time
         text.append(f" · about {duration(left)} left, until {time.strftime('%a %d %b %H:%M', end)}")
-    elif not found.running and found.finished < found.total:
+    elif not found.running and found.left:
         text.append(" · nothing is running", style="yellow")
     return text
 
@@ -135,7 +146,9 @@ def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
     for column in columns:
         numeric = column.startswith(">")
-        table.add_column(column.removeprefix(">"), justify="right" if numeric else "left", no_wrap=True)
+        least = _ID if column in ("running", "expired") else 6 if numeric else None
+        justify: Literal["left", "right"] = "right" if numeric else "left"
+        table.add_column(column.removeprefix(">"), justify=justify, no_wrap=True, min_width=least)
     return table
 
 

@@ -17,6 +17,7 @@ _WINDOW_S, _ENOUGH = 3600.0, 10
 _PAUSE_S = 300.0
 #: States of trials that are not run any more, or not without being asked for.
 _FINISHED = ("completed", "diverged", "pruned")
+_LEFT = ("running", "waiting", "expired", "pending", "begun")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ class SweepStatus:
     def finished(self) -> int:
         """How many trials have a result that stands."""
         return sum(self.counts.get(state, 0) for state in _FINISHED)
+
+    @property
+    def left(self) -> int:
+        """How many trials run, or are still to be run without being asked for anew."""
+        return sum(self.counts.get(state, 0) for state in _LEFT)
 
     def as_json(self) -> dict[str, Any]:
         """The plain form for ``--json``."""
@@ -117,7 +123,7 @@ def _rate(views: list[TrialView], began: float, now: float) -> tuple[float | Non
 def _expected_end(views: list[TrialView], per_hour: float | None, now: float) -> float | None:
     """When the last trial ends if all goes on as in the window; before any ended, as the running ones advance."""
     running = [view for view in views if view.state == "running"]
-    left = sum(1 - view.done for view in views if view.state in ("running", "waiting", "expired"))
+    left = sum(1 - view.done for view in views if view.state in _LEFT)
     if per_hour is None:
         paces = [3600 / (view.seconds_an_epoch * view.epochs) for view in running if view.seconds_an_epoch]
         per_hour = sum(paces) / len(paces) * len(running) if paces else None

@@ -19,9 +19,8 @@ import psutil
 from cryobench.orchestrator.formatting import duration
 from cryobench.workers.record.files import read_lines
 from cryobench.workers.record.folder import EVENTS, RESULT, SPEC, TrialFolder
+from cryobench.workers.record.lease import LEASE
 
-#: Written by whoever runs the trial and renewed while it does; a storage of an earlier release has none.
-LEASE = "lease.json"
 #: Without a lease, an attempt that was not heard of for so long, or for so many of its epochs, is taken for dead.
 _SILENCE_S, _SILENCE_EPOCHS = 600.0, 3
 #: A process of this machine that is gone is believed to be gone after this; its last lines may be on their way.
@@ -76,6 +75,10 @@ class Survey:
         self._storage = storage
         self._finished: dict[str, TrialView] = {}
         self._read: dict[str, tuple[Signature, dict[str, Any]]] = {}
+
+    def unfinished(self, trials: tuple[str, ...]) -> list[str]:
+        """Those of ``trials`` that were not found finished yet: of these alone there may be news."""
+        return [trial for trial in trials if trial not in self._finished]
 
     def look(self, trials: tuple[str, ...], now: float | None = None) -> list[TrialView]:
         """All ``trials``, in order, as they stand now."""

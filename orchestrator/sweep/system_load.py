@@ -21,6 +21,7 @@ from cryobench.workers.record.folder import EVENTS, RESULT, TrialFolder
 
 #: A sample is taken so often; the first is recorded as it is, then the means of so many.
 _SAMPLE_S, _SAMPLES = 10.0, 3
+_PATIENCE_S = 2.0
 _GPU = re.compile(r"gpu_(\d+)_")
 
 
@@ -44,8 +45,11 @@ class LoadSampler:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with self._recording:  # from here on nothing is written into the folder
-            self._over.set()
+        self._over.set()
+        # Once a sample that is just being written is, nothing more comes. It may wait for a storage that is away; the
+        # trial, which ends, does not.
+        if self._recording.acquire(timeout=_PATIENCE_S):
+            self._recording.release()
 
     def _sample(self) -> None:
         monitors: list[Any] | None = None

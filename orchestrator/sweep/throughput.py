@@ -13,7 +13,6 @@ from pathlib import Path
 
 from cryobench.conf.errors import ConfigError
 from cryobench.conf.trial import TrialSpec
-from cryobench.datasets.batches.batch_loader import crop_size
 from cryobench.datasets.store.tile_store import StoreInfo
 from cryobench.workers.record.files import write_json
 
@@ -79,7 +78,7 @@ def seconds_estimated(spec: TrialSpec, tiles: int, info: StoreInfo, gmacs: float
     """
     protocol = spec.protocol
     train = info.splits["train"]
-    height, width = crop_size((train.height, train.width), spec.encoder.input_size)
+    height, width = _window(spec, info)
     windows = -(-train.height // height) * -(-train.width // width)
     evaluations = -(-protocol.epochs // protocol.eval_every)
     evaluated = windows * (info.splits["val"].tiles * evaluations + info.splits["test"].tiles)
@@ -104,8 +103,7 @@ class MultiplyAdds:
 
     def of(self, spec: TrialSpec, info: StoreInfo) -> float | None:
         """10^9 multiply-adds for one crop; None where they cannot be counted."""
-        train, model = info.splits["train"], spec.encoder.model_dump(mode="json", exclude={"weights", "title", "name"})
-        window = crop_size((train.height, train.width), spec.encoder.input_size)
+        model, window = spec.encoder.model_dump(mode="json", exclude={"weights", "title", "name"}), _window(spec, info)
         asked = [model, spec.regime.model_dump(mode="json", exclude={"name"}), spec.protocol.decoder_channels]
         text = json.dumps([*asked, len(info.classes), window], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -119,3 +117,10 @@ class MultiplyAdds:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self._path, self._known)
         return self._known[key]
+
+
+def _window(spec: TrialSpec, info: StoreInfo) -> tuple[int, int]:
+    from cryobench.datasets.batches.batch_loader import crop_size  # with torch, which a plan alone has no use for
+
+    train = info.splits["train"]
+    return crop_size((train.height, train.width), spec.encoder.input_size)

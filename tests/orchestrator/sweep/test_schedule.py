@@ -17,7 +17,7 @@ from cryobench.conf.trial import TrialSpec
 from cryobench.datasets.store.tile_store import read_info
 from cryobench.orchestrator.cli import app
 from cryobench.orchestrator.places import Places
-from cryobench.orchestrator.results.leaderboard import compact, leaderboard_row, write_row
+from cryobench.orchestrator.results.leaderboard import Compaction, leaderboard_row, write_rows
 from cryobench.orchestrator.sweep.expected_cost import CostBook
 from cryobench.orchestrator.sweep.forecast import Durations, forecast
 from cryobench.orchestrator.sweep.plan import Plan, PlannedTrial, make_plan
@@ -80,8 +80,8 @@ def record(
     )
     row = leaderboard_row(folder, "s", None)
     assert row is not None
-    write_row(where.storage, row)
-    compact(where.storage)
+    write_rows(where.storage, [row])
+    Compaction(where.storage).run()
 
 
 def test_neighbours_share_data_set_and_system_and_long_ones_come_first(plan: Plan) -> None:

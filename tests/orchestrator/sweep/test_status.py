@@ -216,4 +216,47 @@ def test_the_command_shows_a_sweep(storage: Storage) -> None:
     plain = json.loads(told.output)
     assert plain["counts"] == {"failed": 1, "running": 1, "waiting": 1}
     assert plain["running"][0]["trial_id"] == running
+    assert plain["running"][0]["epoch"] == 1
     assert CliRunner().invoke(app, ["status", "none", "--storage", str(storage.path)]).exit_code == 1
+
+
+def test_watching_shows_each_change_and_ends_with_the_last_trial(storage: Storage) -> None:
+    import threading
+
+    from cryobench.conf.compose import load_sweep
+    from cryobench.orchestrator.sweep_record import record_sweep
+
+    start = time.time() - 5
+    begun = {"event": "attempt", "time": start, "host": "far", "pid": 1, "device": "cuda", "code": "1"}
+    trial = storage.trial(begun, storage.epoch(start + 1, 1))
+    record_sweep(storage.path, load_sweep(["sweep=demo"]), storage.trials)
+    failed = {"event": "failed", "time": start + 2, "kind": "corrupt_data", "message": "m"}
+    threading.Timer(1.0, append_line, (TrialFolder(storage.path, trial).path / "events.jsonl", failed)).start()
+    told = CliRunner().invoke(app, ["status", "demo", "--watch", "--storage", str(storage.path)])
+    assert told.exit_code == 0, told.output
+    assert told.output.index("1 running") < told.output.index("1 failed")
+
+
+def test_a_sweep_on_an_object_store_is_seen_from_elsewhere(
+    storage: Storage, tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cryobench.conf.compose import load_sweep
+    from cryobench.orchestrator.sweep.sweep_log import SweepLog
+    from cryobench.orchestrator.sweep_record import record_sweep
+    from cryobench.workers.record.mirror import Mirror
+
+    start = time.time() - 5
+    begun = {"event": "attempt", "time": start, "host": "far", "pid": 1, "device": "cuda", "code": "1"}
+    trial = storage.trial(begun, storage.epoch(start + 1, 1))
+    record_sweep(storage.path, load_sweep(["sweep=demo"]), storage.trials)
+    SweepLog(storage.path, "demo").write("retried", trial=trial, message="the node is gone")
+    mirror = Mirror(s3)
+    mirror.push_trial(storage.path, trial)
+    mirror.push_projections(storage.path)
+    monkeypatch.setenv("CRYOBENCH_CACHE", str(tmp_path / "elsewhere"))
+    told = CliRunner().invoke(app, ["status", "demo", "--storage", s3])
+    assert told.exit_code == 0, told.output
+    assert "1 running" in told.output
+    told = CliRunner().invoke(app, ["logs", trial, "--storage", s3])
+    assert "begun on far" in told.output
+    assert "driver: retried: the node is gone" in told.output

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from sweeping import SMALL, Command, kill_driver, kill_worker
+from typer.testing import CliRunner
 
+from cryobench.orchestrator.cli import app
 from cryobench.orchestrator.results.leaderboard import read_leaderboard
 from cryobench.orchestrator.sweep_record import read_sweep
 from cryobench.workers.record.folder import all_trials
@@ -20,6 +22,20 @@ def test_a_sweep_completes_and_says_where_things_are(undisturbed: Command) -> No
     assert set(table["status"].to_pylist()) == {"completed"}
     assert len(undisturbed.finished()) == 4
     assert (undisturbed.storage / "mlflow.db").exists()
+
+
+def test_a_sweep_leaves_a_log_and_shows_its_state(undisturbed: Command) -> None:
+    from cryobench.orchestrator.sweep.sweep_log import logs_folder
+
+    path = next(logs_folder(undisturbed.storage, "demo").iterdir())  # of the first driver
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    ids = {folder.trial_id for folder in undisturbed.finished()}
+    for event in ("started", "ended"):
+        assert sorted(line["trial"] for line in lines if line["event"] == event) == sorted(ids)
+    assert [line["counts"]["completed"] for line in lines if line["event"] == "driver_ended"] == [4]
+    assert all(line["node"] for line in lines if line["event"] == "started")
+    done = CliRunner().invoke(app, ["status", "demo", "--storage", str(undisturbed.storage)])
+    assert "4 of 4 trials done" in done.output
 
 
 def test_running_it_again_runs_nothing(undisturbed: Command) -> None:

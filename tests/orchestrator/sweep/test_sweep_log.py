@@ -22,12 +22,14 @@ from cryobench.workers.record.events import (
     Ended,
     EpochFinished,
     Failed,
-    Finished,
+    Placed,
+    Stumbled,
     SystemLoad,
 )
 from cryobench.workers.record.files import read_lines
 from cryobench.workers.record.folder import TrialFolder
 
+PLACED = Placed(node="0f", host="node-1", pid=7, device="cuda")
 STARTED = AttemptStarted(host="node-1", pid=7, device="cuda", code="0.1")
 
 
@@ -43,17 +45,16 @@ def observer(where: Places) -> SweepObserver:
 
 def test_a_trials_way_through_a_sweep_is_logged(where: Places, observer: SweepObserver) -> None:
     for event in (
-        STARTED,
+        PLACED,
         Decoding(decoded=1, tiles=8),
         EpochFinished(epoch=1, loss=0.5, lr=1e-3, seconds=1.0),
         EpochFinished(epoch=2, loss=0.4, lr=1e-3, seconds=1.0),
         CheckpointDiscarded(reason="torn"),
-        Failed(kind="hung_read", message="m"),
+        Stumbled(kind="hung_read", message="m"),
     ):
         observer.tell("t", event)
-    observer.recover("t", 1, "The worker process died 1 times.")
-    observer.tell("t", STARTED.model_copy(update={"host": "node-2"}))
-    observer.tell("t", Finished(status="completed"))
+    observer.recover("t", "hung_read on node-1, tried elsewhere")
+    observer.tell("t", PLACED.model_copy(update={"host": "node-2"}))
     observer.tell("t", Ended(status="completed"))
     observer.warn("MLflow cannot be reached")
     observer.driver_ends({"completed": 1}, False)
@@ -152,13 +153,12 @@ def test_following_ends_with_the_trial(where: Places, one_trial: Any) -> None:
 
 
 def test_a_trial_is_found_by_its_beginning_or_named_near(tmp_path: Path) -> None:
-    for name in ("aaaa000000000001", "aaaa000000000002", "bbbb000000000001"):
-        (tmp_path / "trials" / name).mkdir(parents=True)
-    assert find_trial(tmp_path, "bb") == "bbbb000000000001"
-    assert find_trial(tmp_path, "aaaa000000000001") == "aaaa000000000001"
+    known = ["aaaa000000000001", "aaaa000000000002", "bbbb000000000001"]
+    assert find_trial(tmp_path, "bb", known) == "bbbb000000000001"
+    assert find_trial(tmp_path, "aaaa000000000001", known) == "aaaa000000000001"
     with pytest.raises(ConfigError, match="begins 2 trial ids: aaaa000000000001, aaaa000000000002"):
-        find_trial(tmp_path, "aaaa")
+        find_trial(tmp_path, "aaaa", known)
     with pytest.raises(ConfigError, match="Near: bbbb000000000001"):
-        find_trial(tmp_path, "bbbb000000000009")
+        find_trial(tmp_path, "bbbb000000000009", known)
     with pytest.raises(ConfigError, match=r"\(0 were\)"):
-        find_trial(tmp_path / "nothing", "a")
+        find_trial(tmp_path, "a", [])

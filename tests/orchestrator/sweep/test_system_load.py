@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cryobench.orchestrator.results.reading import TrialReading
 from cryobench.orchestrator.results.system_metrics import load_metrics, loads_of
 from cryobench.orchestrator.results.tracking import Tracker, default_uri
 from cryobench.orchestrator.sweep.prometheus import TrialGauge, WorkerGauges
@@ -111,13 +112,16 @@ def test_the_load_comes_to_mlflow_once_with_its_node_and_times(where: Any, one_t
     folder.write_spec(spec)
     folder.record(STARTED)
     folder.record(SystemLoad(node="a", values={"cpu_utilization_percentage": 10.0}))
+
+    def project(tracker: Tracker) -> str | Exception:
+        return tracker.project([TrialReading(where.storage, spec.trial_id)])[spec.trial_id]
+
     tracker = Tracker(default_uri(where.storage), where.storage, "s")
-    run_id = tracker.project(folder)
+    run_id = project(tracker)
     folder.record(SystemLoad(node="b", values={"cpu_utilization_percentage": 20.0}))
-    assert tracker.project(folder) == run_id
+    assert project(tracker) == run_id
     tracker.save()
-    again = Tracker(default_uri(where.storage), where.storage, "s")
-    assert again.project(folder) == run_id
+    assert project(Tracker(default_uri(where.storage), where.storage, "s")) == run_id
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=default_uri(where.storage))
