@@ -46,8 +46,8 @@ class TrialReading(TrialFolder):
                 self._read[what] = (read(), None)
             except Exception as error:
                 self._read[what] = (None, error)
-        value, error = self._read[what]
-        if error is not None:
-            raise error
+        value, trouble = self._read[what]
+        if trouble is not None:
+            raise trouble
         found: Value = value
         return found

@@ -161,9 +161,9 @@ class Reconciler:
         found: dict[str, tuple[TrialReading, Signature]] = {}
         for trial in trials:
             with self._handled(trial, left):
-                reading = self._news(trial, left)
-                if reading is not None:
-                    found[trial] = reading
+                news = self._news(trial, left)
+                if news is not None:
+                    found[trial] = news
         outcomes = self._project([reading for reading, _ in found.values()], live)
         rows: dict[str, dict[str, Any]] = {}
         for trial, (reading, _) in list(found.items()):
@@ -206,11 +206,11 @@ class Reconciler:
                 if self.unreachable is not None:  # said once; the others of this pass need not wait for time-outs
                     raise TrackingError(self.unreachable)
                 tracker = self.tracker(sweep)
-                outcomes = tracker.project(members) if tracker is not None else {}
+                outcomes: dict[str, str | Exception] = tracker.project(members) if tracker is not None else {}
             except Exception as error:
                 outcomes = dict.fromkeys((trial.trial_id for trial in members), error)
-            for trial, outcome in outcomes.items():
-                found[trial][sweep] = outcome
+            for trial_id, outcome in outcomes.items():
+                found[trial_id][sweep] = outcome
                 if isinstance(outcome, TrackingError) and not isinstance(outcome, RefusedError):
                     self.unreachable = str(outcome)
         return found
