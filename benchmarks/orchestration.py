@@ -17,6 +17,7 @@ import os
 import pwd
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -217,7 +218,8 @@ def measure(way: str, data: Path, folder: Path, trials: int, epochs: int, uri: s
     folder.mkdir(parents=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{way} with {trials} trials failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        said = (done.stdout + done.stderr)[-4000:]
+        raise SystemExit(f"{way} with {trials} trials failed ({done.returncode}):\n{said}")
     shutil.rmtree(folder)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -282,7 +284,7 @@ def local_postgres(folder: Path) -> Iterator[str]:
         wait_for_port(port, process)
         yield f"postgresql+psycopg2://cryobench@127.0.0.1:{port}/postgres"
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGINT)  # at once; a SIGTERM waits until all that are connected have left
         process.wait(60)
 
 

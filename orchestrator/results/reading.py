@@ -44,10 +44,10 @@ class TrialReading(TrialFolder):
         if what not in self._read:
             try:
                 self._read[what] = (read(), None)
-            except Exception as raised:
-                self._read[what] = (None, raised)
-        value, error = self._read[what]
-        if error is not None:
-            raise error
+            except Exception as error:
+                self._read[what] = (None, error)
+        value, trouble = self._read[what]
+        if trouble is not None:
+            raise trouble
         found: Value = value
         return found

@@ -232,11 +232,11 @@ class Reconciler:
                 if self.unreachable is not None:  # said once; the others of this pass need not wait for time-outs
                     raise TrackingError(self.unreachable)
                 tracker = self.tracker(sweep)
-                outcomes = tracker.project(members) if tracker is not None else {}
+                outcomes: dict[str, str | Exception] = tracker.project(members) if tracker is not None else {}
             except Exception as error:
                 outcomes = dict.fromkeys((trial.trial_id for trial in members), error)
-            for name, outcome in outcomes.items():
-                found[name][sweep] = outcome
+            for trial_id, outcome in outcomes.items():
+                found[trial_id][sweep] = outcome
                 if isinstance(outcome, TrackingError) and not isinstance(outcome, RefusedError):
                     self.unreachable = str(outcome)
         return found
