@@ -138,7 +138,7 @@ def test_an_object_store_is_pruned_too(cell: Pruning, s3: str, tmp_path: Path, m
     cell.storage = url  # type: ignore[assignment]
 
     def stored() -> set[str]:
-        return {name for name in mirror.store.list("trials") if name.endswith(".safetensors")}
+        return {name for name in mirror.store.files("trials") if name.endswith(".safetensors")}
 
     before, gone = stored(), f"trials/{cell.trials[1e-2, 2]}"
     assert "1 files of 1 of 5 trials" in cell.run()

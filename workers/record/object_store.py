@@ -230,9 +230,15 @@ def write_unconditionally(store: ObjectStore, name: str, content: bytes, known: 
     return after[1] if after and after[0] == content else None
 
 
+#: How a store says what is wrong, within an answer that is too long to be shown.
+_ANSWER = re.compile(r"<Code>([^<]*)</Code>.*?<Message>([^<]*)</Message>")
+
+
 def store_trouble(url: str, error: Exception) -> StorageError:
     """What is said of a store that does not answer, or refuses."""
     text = " ".join(str(error).partition("Debug source")[0].split())
+    if answer := _ANSWER.search(text):
+        text = f"{answer[1]}: {answer[2]}"
     return StorageError(
         f"Storage {url} cannot be used ({text[:300]}). Check the address, your "
         "credentials and the network, then run the same command again: trials continue from what is there."

@@ -103,8 +103,12 @@ def test_a_dead_holder_of_this_machine_is_replaced_at_once(tmp_path: Path) -> No
     process.wait()
 
 
-def test_a_process_that_only_has_the_number_of_the_dead_one_is_not_taken_for_it() -> None:
+def test_a_process_that_only_has_the_number_of_the_dead_one_is_not_taken_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     mine = Lease.of_this_process(60)
+    assert mine.holder_is_gone  # this process lives, and holds nothing by that name
+    monkeypatch.setattr(leases, "_held_here", {mine.holder})
     assert not mine.holder_is_gone
     assert replace(mine, started=(mine.started or 0) - 1).holder_is_gone
     assert not replace(mine, machine="another", pid=2**22 + 1).holder_is_gone
