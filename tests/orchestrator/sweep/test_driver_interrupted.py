@@ -13,7 +13,8 @@ def test_killing_the_driver_and_running_again_ends_the_same(undisturbed: Command
     kill_driver(Command(tmp_path / "storage", undisturbed.data_dir, SMALL), undisturbed.storage, at_epochs=10)
 
 
-@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_it_stops_cleanly_and_says_how_to_go_on(undisturbed: Command, tmp_path: Path, how: signal.Signals) -> None:
     command = Command(tmp_path / "storage", undisturbed.data_dir, SMALL)
     process = command.start()

@@ -23,6 +23,7 @@ def test_a_worker_on_a_machine_that_goes_away_leaves_and_its_trial_continues(
     assert sum(events(command.storage, "interrupted").values()) >= 1
 
 
+@pytest.mark.slow
 def test_a_node_that_runs_out_of_memory_does_not_end_the_sweep(
     undisturbed: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,7 @@ def test_a_store_that_is_not_there_is_explained(remote: str, tmp_path: Path) -> 
         Mirror(remote.replace("s3://bench", "s3://nobody")).pull(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_whole_sweep_on_an_object_store(s3: str, remote: str, data_dir: Path, tmp_path: Path) -> None:
     import subprocess
     import sys
