@@ -7,7 +7,7 @@ PACKAGES := conf datasets encoders workers orchestrator
 DEMO ?= .demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all lint typecheck bench format clean
+.PHONY: help setup demo test test-slow test-faults test-all lint typecheck bench format clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -31,10 +31,13 @@ demo: setup ## Generate two data sets, sweep 24 trials over them, print the lead
 	@echo "MLflow UI:        $(BIN)/cryobench ui --storage $(DEMO)/storage   (then open http://127.0.0.1:5000)"
 
 test: setup ## Run the quick tests.
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile -q
+	$(BIN)/python -m pytest -m "not slow and not faults" -n 2 --dist loadfile -q
 
 test-slow: setup ## Run the slow tests, one after the other: some need most of the memory.
-	$(BIN)/python -m pytest -m slow -q
+	$(BIN)/python -m pytest -m "slow and not faults" -q
+
+test-faults: setup ## Run sweeps while workers, nodes, drivers, servers and networks fail; prints a table.
+	$(BIN)/python -m pytest -m faults -q -s
 
 test-all: test test-slow ## Run all tests.
 
