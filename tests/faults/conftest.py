@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-sys.path.insert(0, str(HERE.parent / "workers" / "record"))
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "workers" / "record"))
 
 from disturbing import FaultTable, Sweep
 
@@ -28,4 +27,4 @@ def table() -> Iterator[FaultTable]:
     """What every fault did; printed at the end, and written where docs/reliability.md is made from."""
     made = FaultTable()
     yield made
-    made.write(HERE.parents[1] / "build" / "faults.md")
+    made.write(Path(__file__).parents[2] / "build" / "faults.md")
