@@ -93,7 +93,7 @@ def test_the_second_node_goes_on_where_the_first_one_was(
     second.wait_for("result completed")
     second.process.wait()
     resumed = int(next(line for line in second.said if line.startswith("resumed")).split()[1])
-    assert resumed >= 2
+    assert resumed >= 1  # a checkpoint is written beside the training: the second epoch's may not have been done
     assert [line for line in second.said if line.startswith("epoch")] == [f"epoch {n}" for n in range(resumed + 1, 7)]
     before = contents(place, mirror)
     if how == signal.SIGSTOP:
