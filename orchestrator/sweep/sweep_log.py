@@ -47,7 +47,7 @@ class SweepLog:
         self, event: str, *, level: Level = "info", trial: str | None = None, node: str | None = None, **details: Any
     ) -> None:
         """One line; ``details`` are plain values, None is left out."""
-        line = {"format": LOG_FORMAT, "time": round(time.time(), 3), "level": level, "event": event}
+        line = {"format": LOG_FORMAT, "time": time.time(), "level": level, "event": event}
         line |= {
             key: masked(value, self._secret) if isinstance(value, str) else value
             for key, value in {"trial": trial, "node": node, **details}.items()

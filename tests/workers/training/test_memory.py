@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from cryobench.conf.compose import load_dataset, load_sweep
 from cryobench.datasets.batches.node_cache import decoded_bytes
 from cryobench.datasets.store.convert import convert
@@ -39,8 +41,10 @@ def peak_memory_mb(folder: Path, tiles: int) -> tuple[float, float]:
     return float(done.stdout), decoded_bytes(TileStore(folder / "gsdd.zarr")) / 1e6
 
 
-def test_it_is_the_same_for_ten_times_the_data(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_it_is_the_same_for_thirty_times_the_data(tmp_path: Path) -> None:
+    """What threads happen to hold at the same time differs by some 40 MB from run to run."""
     little, little_data = peak_memory_mb(tmp_path / "little", 8)
-    much, much_data = peak_memory_mb(tmp_path / "much", 120)
-    assert much_data - little_data > 60
-    assert much - little < 30
+    much, much_data = peak_memory_mb(tmp_path / "much", 240)
+    assert much_data - little_data > 150
+    assert much - little < 75
