@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import psutil
@@ -102,13 +102,16 @@ def to_the_end(sweep: Sweep, process: subprocess.Popen[str]) -> str:
 
 @dataclass(frozen=True)
 class FaultRow:
-    """What a fault did, ``times`` over: trials lost, run twice, with other numbers; epochs that were trained again."""
+    """What a fault did, ``times`` over: trials lost, run twice, with other numbers; attempts beyond each trial's first,
+    and epochs that were trained again.
+    """
 
     fault: str
     times: int
     lost: int
     doubled: int
     changed: int
+    restarts: int
     extra_epochs: int
     epochs: int
 
@@ -127,10 +130,11 @@ class FaultTable:
         assert (row.lost, row.doubled, row.changed) == (0, 0, 0), row
 
     def write(self, path: Path) -> None:
-        lines = ["| fault | times | lost | doubled | changed | epochs trained again |", "|---|---|---|---|---|---|"]
+        names = ("fault", "times", "lost", "doubled", "changed", "restarts", "epochs trained again")
+        lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
         for row in self.rows:
-            again = f"{row.extra_epochs} of {row.epochs}"
-            lines.append(f"| {row.fault} | {row.times} | {row.lost} | {row.doubled} | {row.changed} | {again} |")
+            *values, extra, epochs = (str(value) for value in astuple(row))
+            lines.append(f"| {' | '.join(values)} | {extra} of {epochs} |")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n")
         print("\n" + path.read_text())
@@ -142,10 +146,11 @@ def compare(fault: str, times: int, sweep: Sweep, undisturbed: Sweep) -> FaultRo
     found = steady_rows(sweep.storage)
     ids = Counter(str(row["trial_id"]) for row in found)
     finished: Counter[str] = Counter()
-    again = 0
+    restarts, again = 0, 0
     for folder in all_trials(sweep.storage):
         events = folder.events()
         finished[folder.trial_id] = sum(isinstance(event, Finished) for event in events)
+        restarts += sum(isinstance(event, AttemptStarted) for event in events) - 1
         again += sum(isinstance(event, EpochFinished) for event in events) - len(folder.epochs())
     return FaultRow(
         fault=fault,
@@ -153,6 +158,7 @@ def compare(fault: str, times: int, sweep: Sweep, undisturbed: Sweep) -> FaultRo
         lost=len(expected.keys() - ids.keys()) + sum(finished[trial] == 0 for trial in expected),
         doubled=sum(count > 1 for count in ids.values()) + sum(count > 1 for count in finished.values()),
         changed=sum(row != expected.get(str(row["trial_id"])) for row in found),
+        restarts=restarts,
         extra_epochs=again,
         epochs=sum(len(TrialFolder(undisturbed.storage, trial).epochs()) for trial in expected),
     )
