@@ -1,6 +1,6 @@
 """Training steps, the reference's way and ours, side by side in one run, on the CPU or a GPU.
 
-Needs only torch, timm and numpy: run it from a checkout on any machine that has these.
+Needs only torch, timm, torchvision and numpy: run it from a checkout on any machine that has these.
 
 The reference's way: float32, channels first, eager; tiles read whole, made float32, cropped and normalised by a PyTorch
 DataLoader's processes that are spawned anew every epoch; the loss is fetched after every step. Ours: crops cut by
@@ -11,8 +11,8 @@ Encoders are frozen under UPerNet with 512 channels, weights random.
 A step is forward, backward and optimizer; data wait is what an epoch takes longer than the same steps on a batch that
 is there already. Validation curves of both ways are compared on a task that can be learnt (--curves).
 
-Usage: python benchmarks/train_step.py [--models vit_small vit_base vit_large] [--steps 20] [--batch 8] [--size 224]
-       [--compile] [--curves] [--json]
+Usage: python benchmarks/train_step.py [--models vit_small vit_base vit_large swin_base] [--steps 20] [--batch 8]
+       [--size 224] [--compile] [--curves] [--json]
 """
 
 from __future__ import annotations
@@ -39,16 +39,18 @@ if "cryobench" not in sys.modules:  # from a checkout, without installing it or 
 
 from cryobench.datasets.batches.batch_loader import BatchLoader, EpochSampler
 from cryobench.datasets.batches.tile_source import CachedTiles
+from cryobench.encoders.swin import TimmSwin
 from cryobench.encoders.vit import TimmVit
 from cryobench.workers.model.decoders.upernet import UPerNet
 from cryobench.workers.model.numerics import autocast, set_numerics
 from cryobench.workers.model.segmentation import SegmentationModel, make_adamw, training_step
 
 BANDS, SIDE, CLASSES = 10, 512, 2
-MODELS = {
-    "vit_small": ("vit_small_patch16_224", (3, 5, 7, 11)),
-    "vit_base": ("vit_base_patch16_224", (3, 5, 7, 11)),
-    "vit_large": ("vit_large_patch16_224", (7, 11, 15, 23)),
+MODELS: dict[str, tuple[type[TimmVit] | type[TimmSwin], dict[str, Any]]] = {
+    "vit_small": (TimmVit, {"model": "vit_small_patch16_224", "taps": (3, 5, 7, 11), "norm": "none"}),
+    "vit_base": (TimmVit, {"model": "vit_base_patch16_224", "taps": (3, 5, 7, 11), "norm": "none"}),
+    "vit_large": (TimmVit, {"model": "vit_large_patch16_224", "taps": (7, 11, 15, 23), "norm": "none"}),
+    "swin_base": (TimmSwin, {"model": "swin_base_patch4_window7_224", "window_size": 7}),
 }
 WAYS = ("reference", "ours_fp32", "ours_bf16")
 
@@ -101,10 +103,8 @@ class Way:
         self.precision = "bf16" if name == "ours_bf16" else "fp32"
         set_numerics("fp32" if self.reference else self.precision)
         torch.manual_seed(0)
-        timm_name, taps = MODELS[model]
-        bands = {"optical": tuple(f"b{i}" for i in range(BANDS))}
-        settings = {"model": timm_name, "taps": taps, "norm": "none"}
-        encoder = TimmVit.build(bands, options.size, settings)  # type: ignore[arg-type]
+        family, settings = MODELS[model]
+        encoder = family.build({"optical": tuple(f"b{i}" for i in range(BANDS))}, options.size, settings)
         decoder = UPerNet(encoder.channels, encoder.pyramid, options.channels, CLASSES, 0.1)
         self.model = SegmentationModel(encoder, decoder, False, "train" if self.reference else "eval").to(self.device)
         self.channels_last = self.precision == "bf16"
