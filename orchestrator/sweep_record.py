@@ -79,7 +79,7 @@ def read_sweep(storage: Path, name: str) -> SweepRecord:
         trials = tuple(TrialFolder.find(storage, str(trial)).trial_id for trial in plain["trials"])
         return SweepRecord(str(plain["name"]), float(plain["created"]), requests, trials)
     except FileNotFoundError:
-        known = [p.stem for p in (storage / "sweeps").glob("*.json")]
+        known = [p.stem for p in (storage / "sweeps").glob("[!.]*.json")]
         raise UnknownNameError("sweep on this storage", name, known, f"Storage: {storage}.") from None
     except (ValueError, LookupError, TypeError, AttributeError, ValidationError) as error:
         raise RecordError(
@@ -91,7 +91,7 @@ def read_sweep(storage: Path, name: str) -> SweepRecord:
 def all_sweeps(storage: Path, unreadable: Callable[[CryobenchError], None]) -> list[SweepRecord]:
     """All sweeps of a storage, oldest first; ``unreadable`` is told of each record that cannot be read."""
     records = []
-    for path in sorted((storage / "sweeps").glob("*.json")):
+    for path in sorted((storage / "sweeps").glob("[!.]*.json")):
         try:
             records.append(read_sweep(storage, path.stem))
         except CryobenchError as error:

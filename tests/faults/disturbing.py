@@ -37,19 +37,20 @@ MOMENTS = random.Random(20261125)
 
 @dataclass
 class Sweep:
-    """The command on a storage, which may be a URL with ``folder`` its driver's copy."""
+    """The command on a storage, which may be at a ``url``: then ``storage`` is a working copy of it."""
 
     storage: Path
     data_dir: Path
     options: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
     url: str | None = None
+    cache: Path | None = None
     prefix: tuple[str, ...] = ()
     name: str = "demo"
 
     def start(self, *more: str) -> subprocess.Popen[str]:
         places = ["--storage", self.url or str(self.storage), "--data-dir", str(self.data_dir)]
-        places += ["--cache-dir", str(self.storage.parent / "cache")]
+        places += ["--cache-dir", str(self.cache or self.storage.parent / "cache")]
         entry = "from cryobench.orchestrator.cli import main; main()"
         command = [*self.prefix, sys.executable, "-c", entry, "sweep", *places, *OVERRIDES, f"name={self.name}"]
         return subprocess.Popen(
