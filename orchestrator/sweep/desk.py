@@ -10,7 +10,7 @@ Answer = Literal["run", "elsewhere", "ended"]
 
 @dataclass(frozen=True)
 class Word:
-    """What a worker is to do with its trial: ``leave`` it, to go on later, or give it up, ``pruned`` for that reason."""
+    """What a worker is to do with its trial: ``leave`` it, to go on later; or give it up, ``pruned`` says why."""
 
     leave: bool = False
     pruned: str | None = None

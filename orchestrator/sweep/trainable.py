@@ -27,7 +27,7 @@ from cryobench.orchestrator.sweep.reporter import Reporter
 from cryobench.orchestrator.sweep.software import Software
 from cryobench.orchestrator.sweep.system_load import LoadSampler
 from cryobench.workers.place import Place
-from cryobench.workers.record.events import Ended, EpochFinished, Event, Placed, Resumed, Stumbled
+from cryobench.workers.record.events import Diverged, Ended, EpochFinished, Event, Placed, Resumed, Stumbled
 from cryobench.workers.record.folder import TrialFolder
 from cryobench.workers.record.result import TrialResult
 from cryobench.workers.record.storage_mark import require_storage
@@ -105,7 +105,7 @@ def _run_in_worker(config: dict[str, Any], terms: SweepTerms) -> None:
 
         def tell(event: Event) -> None:
             nonlocal trained  # then only the test is left: a result costs less than what was spent on it
-            trained = trained or (isinstance(event, EpochFinished | Resumed) and event.epoch >= spec.protocol.epochs)
+            trained = trained or _is_trained(event, spec)
             gauges.tell(event)
             report(event)
 
@@ -113,9 +113,7 @@ def _run_in_worker(config: dict[str, Any], terms: SweepTerms) -> None:
             if answer == "elsewhere":
                 raise AvoidedNodeError(f"Nothing begins on {platform.node()} any more.")
             _require_same_world(terms)
-            result = terms.run(
-                spec, place, trial_id=trial, report=tell, should_stop=should_stop, given_up=given_up
-            )
+            result = terms.run(spec, place, trial_id=trial, report=tell, should_stop=should_stop, given_up=given_up)
         except StoppedEarlyError as error:
             report(Ended(status="pruned", message=str(error)))
             return
@@ -135,6 +133,12 @@ def _run_in_worker(config: dict[str, Any], terms: SweepTerms) -> None:
             report(Stumbled(kind=CRASHED, message=f"{type(error).__name__}: {error}"))
             raise
     report(Ended(status=result.status, epochs=result.epochs))
+
+
+def _is_trained(event: Event, spec: TrialSpec) -> bool:
+    if isinstance(event, EpochFinished | Resumed):
+        return event.epoch >= spec.protocol.epochs
+    return isinstance(event, Diverged)
 
 
 def _spec(config: dict[str, Any], terms: SweepTerms) -> TrialSpec:
