@@ -48,9 +48,9 @@ def record_sweep(storage: Path, sweep: SweepSpec, asked: Iterable[str]) -> Sweep
     with FileLock(path.with_name(f".{path.name}.lock")):  # two drivers on one sweep: neither forgets the other's trials
         old = read_sweep(storage, sweep.name) if path.exists() else None
         requests = [_with_resources(request, sweep.resources) for request in (old.requests if old else ())]
-        others = {_trials_asked(request): number for number, request in enumerate(requests)}
-        if (number := others.get(_trials_asked(sweep))) is not None:
-            requests[number] = sweep
+        same = [number for number, request in enumerate(requests) if _trained(request) == _trained(sweep)]
+        if same:
+            requests[same[0]] = sweep
         else:
             requests.append(sweep)
         trials = list(dict.fromkeys([*(old.trials if old else ()), *asked]))
@@ -111,9 +111,9 @@ def _with_resources(request: SweepSpec, resources: ResourceSpec) -> SweepSpec:
     return request.model_copy(update={"resources": resources})
 
 
-def _trials_asked(request: SweepSpec) -> str:
-    """What of a request says which trials it is about, and not how far they are trained."""
-    return request.model_dump_json(exclude={"resources", "scheduler", "for_table"})
+def _trained(request: SweepSpec) -> SweepSpec:
+    """The same request with every trial trained to its end: what is left says which trials it is about."""
+    return request.model_copy(update={"scheduler": "none", "for_table": False})
 
 
 def _resources_apart(plain: dict[str, Any]) -> dict[str, Any]:

@@ -217,6 +217,10 @@ class RateSearcher(Searcher):
         for spec in asked:
             search.tell(spec, "open")
 
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Tune pickles it with its state, to restore from; the folders are what we restore from."""
+        return Searcher, ()
+
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """What is searched was settled before."""
         return True

@@ -51,34 +51,61 @@ def read_suggestions(storage: Path, sweep: str) -> list[Suggestion]:
     Raises:
         RecordError: the file is damaged, or was written by a later release.
     """
-    path = _path(storage, sweep)
-    try:
-        plain = read_record(path, SUGGESTIONS_FORMAT, {})
-        return [Suggestion(**one) for one in plain["suggestions"]]
-    except FileNotFoundError:
-        return []
-    except (KeyError, TypeError) as error:
-        raise RecordError(
-            f"{path} is damaged ({type(error).__name__}: {error}). Bring it back from a copy of the storage, or remove "
-            "it: the sweep then suggests all its rates anew, and keeps what was trained at others."
-        ) from error
+    return _read(storage, sweep)[0]
 
 
-def record_suggestion(storage: Path, sweep: str, spec: TrialSpec) -> None:
+def left_to_suggest(storage: Path, sweep: str) -> int:
+    """How many more rates its driver meant to suggest when it last wrote.
+
+    Raises:
+        RecordError: the file is damaged, or was written by a later release.
+    """
+    return _read(storage, sweep)[1]
+
+
+def record_suggestion(storage: Path, sweep: str, spec: TrialSpec, left: int) -> None:
     """Write down that ``spec`` was suggested for a sweep, whole or not at all; once, however often it is called.
 
     Raises:
         RecordError: what is there is damaged, or was written by a later release.
         DiskFullError, StorageError: the storage cannot be written.
     """
-    found = read_suggestions(storage, sweep)
-    if spec.trial_id in {one.trial_id for one in found}:
-        return
-    found.append(Suggestion(spec.rivals_id, spec.lr, spec.trial_id, spec.label, time.time()))
+    found, _ = _read(storage, sweep)
+    if spec.trial_id not in {one.trial_id for one in found}:
+        found.append(Suggestion(spec.rivals_id, spec.lr, spec.trial_id, spec.label, time.time()))
+    _write(storage, sweep, found, left)
+
+
+def record_left(storage: Path, sweep: str, left: int) -> None:
+    """Write down how many rates are still to be suggested.
+
+    Raises:
+        RecordError, DiskFullError, StorageError: as `record_suggestion`.
+    """
+    found, before = _read(storage, sweep)
+    if left != before:
+        _write(storage, sweep, found, left)
+
+
+def _read(storage: Path, sweep: str) -> tuple[list[Suggestion], int]:
+    path = _path(storage, sweep)
+    try:
+        plain = read_record(path, SUGGESTIONS_FORMAT, {})
+        return [Suggestion(**one) for one in plain["suggestions"]], int(plain["left"])
+    except FileNotFoundError:
+        return [], 0
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordError(
+            f"{path} is damaged ({type(error).__name__}: {error}). Bring it back from a copy of the storage, or remove "
+            "it: the sweep then suggests all its rates anew, and keeps what was trained at others."
+        ) from error
+
+
+def _write(storage: Path, sweep: str, suggestions: list[Suggestion], left: int) -> None:
     path = _path(storage, sweep)
     path.parent.mkdir(parents=True, exist_ok=True)
-    plain = {"format": SUGGESTIONS_FORMAT, "name": sweep, "suggestions": [asdict(one) for one in found]}
-    write_json(path, plain)
+    listed = [asdict(one) for one in suggestions]
+    write_json(path, {"format": SUGGESTIONS_FORMAT, "name": sweep, "left": left, "suggestions": listed})
 
 
 def _path(storage: Path, sweep: str) -> Path:

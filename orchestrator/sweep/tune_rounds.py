@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cryobench.conf.errors import OutOfMemoryError
+from cryobench.conf.errors import CryobenchError, OutOfMemoryError
 from cryobench.conf.schema import ResourceSpec
 from cryobench.conf.trial import TrialSpec
 from cryobench.orchestrator.places import Places
@@ -23,7 +23,7 @@ from cryobench.orchestrator.sweep.plan import Plan
 from cryobench.orchestrator.sweep.preemption import leaving_on_sigterm
 from cryobench.orchestrator.sweep.progress import SweepProgress
 from cryobench.orchestrator.sweep.ray_session import ray_log, ray_session
-from cryobench.orchestrator.sweep.suggestions import record_suggestion
+from cryobench.orchestrator.sweep.suggestions import record_left, record_suggestion
 from cryobench.orchestrator.sweep.trial_maker import PlannedTrial
 from cryobench.orchestrator.sweep_record import record_sweep
 from cryobench.workers.record.mirror import Mirror
@@ -136,6 +136,11 @@ class TuneRounds:
             with leaving_on_sigterm(leave, self.progress.running):
                 tuner.fit()
         self.stopped = stopper.reason
+        if self._search is not None:  # a cell may have come to its end before its last suggestion
+            try:
+                record_left(self.where.storage, self.plan.sweep.name, self._search.left)
+            except CryobenchError as error:  # for status alone
+                self.observer.warn(str(error))
 
     def _tuner(
         self,
@@ -238,7 +243,7 @@ class TuneRounds:
             CryobenchError: it could not be written.
         """
         storage, trial = self.where.storage, spec.trial_id
-        record_suggestion(storage, self.plan.sweep.name, spec)
+        record_suggestion(storage, self.plan.sweep.name, spec, self._to_suggest() - 1)
         record = record_sweep(storage, self.plan.sweep, [trial])
         if self.mirror:
             self.mirror.push_projections(storage)
