@@ -82,7 +82,9 @@ def test_each_state_is_told_from_the_folder(storage: Storage) -> None:
         storage.trial(*storage.begun(5), {"event": "interrupted", "time": NOW}): "waiting",
         storage.trial(*storage.begun(5), {"event": "failed", "time": NOW, "kind": "crashed", "message": "m"}): "failed",
         storage.trial(*storage.begun(5), stopped): "pruned",
-        storage.trial(*storage.begun(5), stopped, {"event": "attempt", "time": NOW, "host": "far", "pid": 1}): "running",
+        storage.trial(
+            *storage.begun(5), stopped, {"event": "attempt", "time": NOW, "host": "far", "pid": 1}
+        ): "running",
         storage.trial(*storage.begun(5), {"event": "pruned", "time": NOW, "file": "f", "bytes": 1}): "running",
         storage.ended(5): "completed",
         storage.ended(5, "diverged"): "diverged",
@@ -101,7 +103,9 @@ def test_each_state_is_told_from_the_folder(storage: Storage) -> None:
 
 def test_what_was_stopped_early_is_not_waited_for(storage: Storage) -> None:
     for _ in range(2):
-        storage.trial(*storage.begun(600, epochs=2), {"event": "stopped_early", "time": NOW, "epoch": 2, "message": "m"})
+        storage.trial(
+            *storage.begun(600, epochs=2), {"event": "stopped_early", "time": NOW, "epoch": 2, "message": "m"}
+        )
     found = storage.status()
     assert (found.finished, found.left, found.expected_end) == (2, 0, None)
     running = storage.trial(*storage.begun(600, epochs=3))
