@@ -78,7 +78,8 @@ def _watch(look: Callable[[], SweepStatus], every_s: float, full: bool) -> None:
                 shown: RenderableType = Text(f"{error} Looking again every {every_s:g} s.")
                 over = False
             else:
-                shown, over = render(found, len(found.running) if full else _MOST_TRIALS), not (found.left or found.to_suggest)
+                shown = render(found, len(found.running) if full else _MOST_TRIALS)
+                over = not (found.left or found.to_suggest)
             if live is not None:
                 live.update(shown, refresh=True)
             else:
