@@ -7,6 +7,7 @@ function that is ended from outside saves nothing.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,14 +97,20 @@ class EarlyStops:
     scores: Callable[[str], list[Score]]
     prune: Callable[[str, str], object]
     exempt: Collection[str] = ()
-    _rivals: dict[str, _Rivals] = field(default_factory=dict)
+    _groups: dict[str, _Rivals] = field(default_factory=dict)
+    _rivals_of: dict[str, _Rivals] = field(default_factory=dict)
     _settled: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._former_of: dict[str, list[str]] = defaultdict(list)
+        for name, spec in self.former.items():
+            self._former_of[spec.rivals_id].append(name)
 
     def add(self, trial: Any) -> None:
         """A trial of Tune's comes up, perhaps once more after an attempt that failed."""
         name = trial.config["trial"]
-        rivals = self._rivals_of(self.specs[name])
-        if name not in rivals.heard:
+        if name not in self._rivals_of:
+            rivals = self._rivals_of[name] = self._group(self.specs[name])
             rivals.replay(trial, name, self.scores(name))
             rivals.rule.on_trial_add(_NobodyWaits(), trial)
 
@@ -112,23 +119,21 @@ class EarlyStops:
         name = trial.config["trial"]
         if name in self._settled or name in self.exempt:
             return
-        spec = self.specs[name]
         for score in result.get("validated", ()):
-            if self._rivals_of(spec).stops(trial, name, score):
+            if self._rivals_of[name].stops(trial, name, score):
                 self._settled.add(name)
-                if result["training_iteration"] < spec.protocol.epochs:
+                if result["training_iteration"] < self.specs[name].protocol.epochs:
                     found = f"validation mIoU {score['val_miou']:.2f} at epoch {score['epoch']:.0f}"
                     self.prune(name, f"{self.scheduler}: {found} is behind other learning rates")
                 return
 
-    def _rivals_of(self, spec: TrialSpec) -> _Rivals:
+    def _group(self, spec: TrialSpec) -> _Rivals:
         key = spec.rivals_id
-        if key not in self._rivals:
-            rivals = self._rivals[key] = _Rivals(_rule(self.scheduler, spec.protocol))
-            for name, former in self.former.items():
-                if former.rivals_id == key:
-                    rivals.replay(_Former(name), name, self.scores(name))
-        return self._rivals[key]
+        if key not in self._groups:
+            rivals = self._groups[key] = _Rivals(_rule(self.scheduler, spec.protocol))
+            for name in self._former_of[key]:
+                rivals.replay(_Former(name), name, self.scores(name))
+        return self._groups[key]
 
 
 class EarlyStopping(FIFOScheduler):

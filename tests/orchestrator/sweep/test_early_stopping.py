@@ -1,6 +1,7 @@
 """Who is stopped early: Tune's own schedulers on trials as Tune has them, told by the epoch of each validation."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,21 @@ class Sweep:
         self.scores: dict[str, list[Score]] = {}
         self.pruned: dict[str, str] = {}
         self.trials: dict[str, TuneTrial] = {}
-        self.stops = EarlyStops(
-            scheduler,
-            self.specs,
-            self.former,
-            lambda name: self.scores.get(name, []),
-            lambda name, why: self.pruned.update({name: why}),
-            **options,
+        self.options = {"scheduler": scheduler, **options}
+
+    @cached_property
+    def stops(self) -> EarlyStops:
+        return EarlyStops(
+            specs=self.specs,
+            former=self.former,
+            scores=lambda name: self.scores.get(name, []),
+            prune=lambda name, why: self.pruned.update({name: why}),
+            **self.options,
         )
-        self.scheduler = EarlyStopping(self.stops)
+
+    @cached_property
+    def scheduler(self) -> EarlyStopping:
+        return EarlyStopping(self.stops)
 
     def known(self, name: str, rate: float, scores: dict[int, float], **changes: Any) -> None:
         """A trial that ended before."""

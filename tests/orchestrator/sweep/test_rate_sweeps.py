@@ -14,6 +14,7 @@ from cryobench.orchestrator.results.tracking import default_uri
 from cryobench.orchestrator.sweep.suggestions import left_to_suggest, read_suggestions
 from cryobench.orchestrator.sweep_record import read_sweep
 from cryobench.workers.place import Place
+from cryobench.workers.record.events import Ended, EpochFinished
 from cryobench.workers.record.folder import TrialFolder, all_trials
 from cryobench.workers.trial import run_trial
 
@@ -51,6 +52,23 @@ def run_tags(storage: Path) -> dict[str, tuple[str, str]]:
     assert experiment is not None
     runs = [run for run in client.search_runs([experiment.experiment_id]) if "trial_id" in run.data.tags]
     return {run.data.tags["trial_id"]: (run.info.status, run.data.tags["status"]) for run in runs}
+
+
+def test_epochs_are_tunes_iterations_whatever_number_of_reports_there_were(shared_ray: None, tmp_path: Path) -> None:
+    from ray import tune
+
+    from cryobench.orchestrator.sweep.reporter import Reporter
+
+    def train(config: dict[str, str]) -> None:
+        report = Reporter(tune.report, iter(range(100)).__next__)
+        for number in (5, 6, 7):
+            report(EpochFinished(epoch=number, loss=1.0, lr=1e-3, seconds=1.0))
+        report(Ended(status="completed"))
+
+    run_config = tune.RunConfig(storage_path=str(tmp_path), verbose=0)
+    (result,) = tune.Tuner(tune.with_parameters(train), run_config=run_config).fit()
+    assert result.metrics["training_iteration"] == 7
+    assert result.metrics["iterations_since_restore"] == 4
 
 
 @pytest.mark.slow
