@@ -139,7 +139,7 @@ def test_retry_pruned_trains_what_the_scheduler_gave_up(data_dir: Path, tmp_path
 @pytest.mark.slow
 def test_a_search_that_is_killed_goes_on_within_its_budget(data_dir: Path, tmp_path: Path, shared_ray: None) -> None:
     pytest.importorskip("optuna")
-    budget = 5
+    budget = 7  # two at the start and one for each that ends: some are left however many end at once
     asked = (*ONE_CELL[:4], *ONE_CELL[5:], "lr=[1e-3]", "search=optuna", "protocol.epochs=4")
     search = f"lr_search={{regimes:[finetune],lr:[1e-5,1e-1],samples:{budget}}}"
     command = Command(tmp_path / "storage", data_dir, (*asked, search, "protocol.crops_per_tile=8"))
@@ -151,7 +151,6 @@ def test_a_search_that_is_killed_goes_on_within_its_budget(data_dir: Path, tmp_p
     process.wait()
     before = [one.lr for one in read_suggestions(storage, "demo")]
     assert 2 <= len(before) < budget
-    assert {one.trial_id for one in read_suggestions(storage, "demo")} <= {*read_sweep(storage, "demo").trials}
     assert left_to_suggest(storage, "demo") == budget - len(before)
     assert "to be suggested" in told(storage, "status", "demo")
     complete = {f.trial_id: len(f.events()) for f in command.finished()}
