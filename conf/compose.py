@@ -29,6 +29,8 @@ GROUPS = ("encoder", "dataset", "regime", "sweep", "protocol", "resources")
 _SINGULAR = {"encoder": "encoders", "dataset": "datasets", "regime": "regimes", "seed": "seeds"}
 #: Lists in the primary configuration that sweeps refer to.
 _SHORTHANDS = ("systems", "benchmark")
+#: What no override may change.
+_FILE_ONLY = "for_table"
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -40,6 +42,13 @@ def load_sweep(overrides: Sequence[str] = (), config_dir: Path | None = None) ->
         UnknownNameError: a sweep, encoder, data set, regime or protocol that no file defines.
         ConfigError: an override or value that cannot be used; the message names the field.
     """
+    for override in overrides:
+        if override.lstrip("+~").partition("=")[0] == _FILE_ONLY:
+            raise ConfigError(
+                f"Found the override {override}; expected {_FILE_ONLY} in a sweep's file alone: it says that published "
+                "tables are made of its trials. Leave it out; to search learning rates or stop trials early, write a "
+                "sweep of your own, CONFIG_DIR/sweep/NAME.yaml."
+            )
     with Library(config_dir) as library:
         plain = library.compose("cryobench", [_plural(o) for o in overrides])
         for name in _SHORTHANDS:

@@ -161,6 +161,10 @@ class InterruptedTrialError(CryobenchError):
     kind = "interrupted"
 
 
+class StoppedEarlyError(InterruptedTrialError):
+    """A trial that was given up before its end; it stands as pruned and continues where its end is asked for."""
+
+
 #: Failures that say nothing about the trial itself: running the sweep again tries them again.
 RETRIED_KINDS = frozenset(
     {

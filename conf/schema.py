@@ -174,15 +174,24 @@ class ResourceSpec(Strict):
 
 
 class LrSearchSpec(Strict):
-    """Further learning rates on part of a sweep's grid; what the grid does not hold is not searched."""
+    """Further learning rates on part of a sweep's grid; what the grid does not hold is not searched.
+
+    With ``search=optuna`` the rates of ``lr`` are not run themselves: ``samples`` rates a cell (encoder, data set,
+    regime) are suggested between the least and the greatest of them, on a logarithmic scale.
+    """
 
     lr: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
     regimes: Annotated[tuple[str, ...], Field(min_length=1)]
     datasets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    samples: Annotated[int, Field(ge=1)] = 8
 
 
 class SweepSpec(Strict):
-    """Encoders x data sets x regimes x learning rates x seeds, plus an optional learning-rate search."""
+    """Encoders x data sets x regimes x learning rates x seeds, plus an optional learning-rate search.
+
+    ``search`` says where the rates of ``lr_search`` come from, ``scheduler`` which of Ray Tune's stops trials early.
+    ``for_table``: its trials make the published tables, so every one is trained to its end.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     encoders: Annotated[tuple[EncoderSpec, ...], Field(min_length=1)]
@@ -191,6 +200,9 @@ class SweepSpec(Strict):
     lr: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (234,)
     lr_search: LrSearchSpec | None = None
+    search: Literal["grid", "optuna"] = "grid"
+    scheduler: Literal["none", "asha", "median"] = "none"
+    for_table: bool = False
     weights: Literal["published", "random"] = "published"
     view: Literal["reference", "actual"] = "reference"
     modality: Literal["auto", "optical", "sar", "joint"] = "auto"
@@ -202,3 +214,34 @@ class SweepSpec(Strict):
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return value if isinstance(value, list | tuple) else (value,)
+
+    @model_validator(mode="after")
+    def _searchable(self) -> SweepSpec:
+        asked = [f"{name}={value}" for name, value, usual in self._early_ends() if value != usual]
+        if self.for_table and asked:
+            raise ValueError(
+                f"found {' and '.join(asked)} in a sweep whose trials make the published tables; expected "
+                "scheduler=none and search=grid, with which every trial is trained to its end. Leave them out, or "
+                "search in a sweep of your own: a file in CONFIG_DIR/sweep without for_table, under another name"
+            )
+        if self.search != "optuna":
+            return self
+        if self.lr_search is None:
+            raise ValueError(
+                "search=optuna needs the range of rates; found lr_search=null, expected e.g. "
+                "lr_search={regimes: [finetune], lr: [1e-5, 1e-3], samples: 8}"
+            )
+        if len(set(self.lr_search.lr)) < 2:
+            raise ValueError(
+                f"search=optuna suggests rates between the least and the greatest of lr_search.lr; found "
+                f"{list(self.lr_search.lr)}, expected at least two different rates such as [1e-5, 1e-3]"
+            )
+        if len(self.seeds) != 1:
+            raise ValueError(
+                f"search=optuna compares rates by one seed; found seeds={list(self.seeds)}, expected exactly one. Give "
+                "the best rates more seeds in a sweep of its own"
+            )
+        return self
+
+    def _early_ends(self) -> tuple[tuple[str, str, str], ...]:
+        return ("scheduler", self.scheduler, "none"), ("search", self.search, "grid")

@@ -121,6 +121,11 @@ class TrialSpec(Strict):
         return identity_digest(self)[:16]
 
     @property
+    def rivals_id(self) -> str:
+        """A name that trials share which differ in the learning rate alone."""
+        return self.model_copy(update={"lr": 1.0}).trial_id
+
+    @property
     def former_ids(self) -> tuple[str, ...]:
         """Names that earlier releases gave this trial, newest first.
 

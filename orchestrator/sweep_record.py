@@ -1,7 +1,8 @@
 """The record of a sweep on a storage: what was asked for, so that it can be resumed and its trials be grouped.
 
 ``sweeps/<name>.json``. Requests are kept without their resources, which cannot change a result: a sweep is resumed
-with those that were given last.
+with those that were given last. Nor do requests that differ in their scheduler alone stand beside each other: the last
+one is what is asked for.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from cryobench.conf.schema import ResourceSpec, SweepSpec
 from cryobench.workers.record.files import read_record, write_json
 from cryobench.workers.record.folder import TrialFolder
 
-RECORD_FORMAT = 2
+RECORD_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,10 @@ def record_sweep(storage: Path, sweep: SweepSpec, asked: Iterable[str]) -> Sweep
     with FileLock(path.with_name(f".{path.name}.lock")):  # two drivers on one sweep: neither forgets the other's trials
         old = read_sweep(storage, sweep.name) if path.exists() else None
         requests = [_with_resources(request, sweep.resources) for request in (old.requests if old else ())]
-        if sweep not in requests:
+        same = [number for number, request in enumerate(requests) if _trained(request) == _trained(sweep)]
+        if same:
+            requests[same[0]] = sweep
+        else:
             requests.append(sweep)
         trials = list(dict.fromkeys([*(old.trials if old else ()), *asked]))
         record = SweepRecord(sweep.name, old.created if old else time.time(), tuple(requests), tuple(trials))
@@ -107,6 +111,11 @@ def _with_resources(request: SweepSpec, resources: ResourceSpec) -> SweepSpec:
     return request.model_copy(update={"resources": resources})
 
 
+def _trained(request: SweepSpec) -> SweepSpec:
+    """The same request with every trial trained to its end: what is left says which trials it is about."""
+    return request.model_copy(update={"scheduler": "none", "for_table": False})
+
+
 def _resources_apart(plain: dict[str, Any]) -> dict[str, Any]:
     """Format 1 kept resources in each request; those that differed in nothing else are one request."""
     requests: list[dict[str, Any]] = []
@@ -117,4 +126,7 @@ def _resources_apart(plain: dict[str, Any]) -> dict[str, Any]:
     return {**plain, "requests": requests, "resources": plain["requests"][-1]["resources"]}
 
 
-_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _resources_apart}
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: _resources_apart,
+    2: lambda plain: plain,  # 3 may say how rates are searched and trials stopped early
+}

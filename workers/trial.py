@@ -19,6 +19,7 @@ from cryobench.conf.errors import (
     InterruptedTrialError,
     LeaseLostError,
     OutOfMemoryError,
+    StoppedEarlyError,
     StorageError,
     storage_trouble,
 )
@@ -26,7 +27,7 @@ from cryobench.conf.trial import TrialSpec
 from cryobench.workers.model.numerics import is_refusal
 from cryobench.workers.place import Place
 from cryobench.workers.record.comparison import pruned
-from cryobench.workers.record.events import AttemptStarted, Failed, Interrupted, Note, Report
+from cryobench.workers.record.events import AttemptStarted, Failed, Interrupted, Note, Report, StoppedEarly
 from cryobench.workers.record.files import fenced
 from cryobench.workers.record.folder import STACKS, TrialFolder
 from cryobench.workers.record.lease import Lease, leased
@@ -49,6 +50,7 @@ def run_trial(
     trial_id: str | None = None,
     report: Report = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
+    given_up: Callable[[], str | None] = lambda: None,
     retry_failed: bool = True,
     waits_for_others: bool = False,
 ) -> TrialResult:
@@ -63,12 +65,14 @@ def run_trial(
             trial was begun, and the name is what is trusted. By default the spec's own.
         report: called with every event as it is recorded.
         should_stop: asked after every step and evaluated tile; True saves the state and leaves the trial resumable.
+        given_up: asked when it stopped; says why the trial is not to be trained to its end, None where it is to go on.
         retry_failed: whether a trial that failed for a deterministic reason is tried again.
         waits_for_others: whether to wait as long as another process runs the trial; by default a little longer than a
             lease stands.
 
     Raises:
         InterruptedTrialError: ``should_stop`` said so.
+        StoppedEarlyError: it did, and ``given_up`` said why; the trial stands as pruned.
         HeldElsewhereError: another process runs it.
         LeaseLostError: another process took it over while this one was paused or cut off; it wrote nothing since.
         CryobenchError: the trial failed; its kind and message are recorded in its folder.
@@ -96,7 +100,7 @@ def run_trial(
             if file.unconditional is not None:
                 text = f"Two workers at once cannot be excluded on this storage: {file.unconditional}."
                 report(Note(message=text))
-            return _run_held(spec, place, folder, report_pushed, guard.should_stop, upload, retry_failed)
+            return _run_held(spec, place, folder, report_pushed, guard.should_stop, given_up, upload, retry_failed)
 
 
 def _run_held(
@@ -105,6 +109,7 @@ def _run_held(
     folder: TrialFolder,
     report: Report,
     should_stop: Callable[[], bool],
+    given_up: Callable[[], str | None],
     upload: Callable[[], None],
     retry_failed: bool,
 ) -> TrialResult:
@@ -122,9 +127,13 @@ def _run_held(
         return attempt.run()
     except LeaseLostError:
         raise  # whoever runs it now is not to find a word of ours
-    except InterruptedTrialError:
-        report(folder.record(Interrupted()))
-        raise
+    except InterruptedTrialError as stop:
+        why = given_up()
+        if why is None:
+            report(folder.record(Interrupted()))
+            raise
+        report(folder.record(StoppedEarly(epoch=folder.state().epoch, message=why)))
+        raise StoppedEarlyError(why) from stop
     except Exception as error:
         failure = _explained(error, spec, folder)
         _record_failure(failure, folder, report)

@@ -116,4 +116,4 @@ def _has_ended(storage: Path, trial: str) -> bool:
     from cryobench.workers.record.folder import TrialFolder
 
     state = TrialFolder(storage, trial).state()
-    return state.finished or state.waits_for_user
+    return state.finished or state.waits_for_user or state.status == "pruned"

@@ -101,7 +101,8 @@ def print_counts(made: Plan) -> None:
     for key, counts in made.counts().items():
         line = ", ".join(f"{name} {count}" for name, count in counts.items())
         console.print(f"[bold]{key}[/]: {line}", highlight=False)
-    console.print(f"[bold]total[/]: {len(made.trials)}", highlight=False)
+    more = f", and up to {made.to_suggest} to be suggested" if made.to_suggest else ""
+    console.print(f"[bold]total[/]: {len(made.trials)}{more}", highlight=False)
 
 
 def print_missing(made: Plan) -> None:
@@ -116,7 +117,8 @@ def _print_trials(made: Plan, limit: int) -> None:
         table.add_column(name, no_wrap=True)
     for trial in made.trials[:limit]:
         spec = trial.spec
-        state = f"{trial.state} {trial.epoch}/{spec.protocol.epochs}" if trial.state == "begun" else trial.state
+        part = f" {trial.epoch}/{spec.protocol.epochs}" if trial.state in ("begun", "pruned") else ""
+        state = f"{trial.state}{part}"
         shown = "(not known yet)" if trial.provisional else spec.trial_id
         table.add_row(
             shown, spec.encoder.name, spec.dataset.name, spec.regime.name, f"{spec.lr:g}", str(spec.seed), state

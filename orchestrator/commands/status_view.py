@@ -39,6 +39,7 @@ def status(
     """Show where a sweep stands: running, ended, failed, waiting; its rate, expected end and nodes."""
     from cryobench.orchestrator.places import places
     from cryobench.orchestrator.sweep.status import sweep_status
+    from cryobench.orchestrator.sweep.suggestions import left_to_suggest
     from cryobench.orchestrator.sweep.survey import Survey
     from cryobench.orchestrator.sweep_record import read_sweep
 
@@ -49,7 +50,7 @@ def status(
         where.bring_sweeps()
         trials = read_sweep(where.storage, name).trials
         where.bring_trials(survey.unfinished(trials))
-        return sweep_status(name, survey.look(trials))
+        return sweep_status(name, survey.look(trials), to_suggest=left_to_suggest(where.storage, name))
 
     if not watch:
         found = look()
@@ -77,7 +78,8 @@ def _watch(look: Callable[[], SweepStatus], every_s: float, full: bool) -> None:
                 shown: RenderableType = Text(f"{error} Looking again every {every_s:g} s.")
                 over = False
             else:
-                shown, over = render(found, len(found.running) if full else _MOST_TRIALS), not found.left
+                shown = render(found, len(found.running) if full else _MOST_TRIALS)
+                over = not (found.left or found.to_suggest)
             if live is not None:
                 live.update(shown, refresh=True)
             else:
@@ -107,6 +109,8 @@ def _heading(found: SweepStatus) -> RenderableType:
     from rich.text import Text
 
     text = Text.assemble((f"Sweep {found.name}", "bold"), f": {found.finished} of {found.total} trials done")
+    if found.to_suggest:
+        text.append(f", up to {found.to_suggest} to be suggested")
     if found.per_hour:
         text.append(f" · {found.per_hour:.3g} an hour (over {duration(found.window_s)})")
     if found.expected_end is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from cryobench.orchestrator.sweep.plan import Plan
 
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Run deterministic failures again.")]
+RetryPruned = Annotated[
+    bool, typer.Option("--retry-pruned", help="Train what was stopped early to its end, whatever the scheduler.")
+]
 Address = Annotated[
     str | None, typer.Option("--address", help="Ray cluster, e.g. HOST:6379 or auto.", show_default="this machine")
 ]
@@ -34,6 +38,14 @@ Partial = Annotated[
 NoWait = Annotated[
     bool, typer.Option("--no-wait", help="Refuse if another process drives this sweep, instead of waiting for its end.")
 ]
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Which trials are run again that would be left as they are."""
+
+    failed: bool
+    pruned: bool
 
 
 def register(app: typer.Typer) -> None:
@@ -52,6 +64,7 @@ def sweep(
     tracking_uri: TrackingUri = None,
     address: Address = None,
     retry_failed: RetryFailed = False,
+    retry_pruned: RetryPruned = False,
     partial: Partial = False,
     no_wait: NoWait = False,
 ) -> None:
@@ -62,7 +75,7 @@ def sweep(
 
     where = places(storage, data_dir, cache_dir, weights_dir, config_dir)
     made = make_plan(load_sweep(overrides or [], where.config_dir), where)
-    _run([made], where, tracking_uri, address, retry_failed, partial, wait=not no_wait)
+    _run([made], where, tracking_uri, address, Retry(retry_failed, retry_pruned), partial, wait=not no_wait)
 
 
 def resume(
@@ -74,6 +87,7 @@ def resume(
     tracking_uri: TrackingUri = None,
     address: Address = None,
     retry_failed: RetryFailed = False,
+    retry_pruned: RetryPruned = False,
     partial: Partial = False,
     no_wait: NoWait = False,
 ) -> None:
@@ -86,7 +100,7 @@ def resume(
     where.bring_sweeps()
     record = read_sweep(where.storage, name)
     plans = [make_plan(request, where) for request in record.requests]
-    _run(plans, where, tracking_uri, address, retry_failed, partial, wait=not no_wait)
+    _run(plans, where, tracking_uri, address, Retry(retry_failed, retry_pruned), partial, wait=not no_wait)
 
 
 def _run(
@@ -94,7 +108,7 @@ def _run(
     where: Places,
     tracking_uri: str | None,
     address: str | None,
-    retry_failed: bool,
+    retry: Retry,
     partial: bool,
     *,
     wait: bool,
@@ -107,11 +121,11 @@ def _run(
             raise typer.Exit(2)
     where.prepare_storage()
     for made in plans:
-        _run_one(made, where, tracking_uri, address, retry_failed, wait)
+        _run_one(made, where, tracking_uri, address, retry, wait)
 
 
 def _run_one(
-    made: Plan, where: Places, tracking_uri: str | None, address: str | None, retry_failed: bool, wait: bool
+    made: Plan, where: Places, tracking_uri: str | None, address: str | None, retry: Retry, wait: bool
 ) -> None:
     from cryobench.orchestrator.results.leaderboard import table_path
     from cryobench.orchestrator.results.tracking import default_uri
@@ -119,18 +133,29 @@ def _run_one(
     from cryobench.orchestrator.sweep.failures import failure_groups
 
     uri = None if tracking_uri == "none" else tracking_uri or default_uri(where.storage)
-    todo = made.to_run(retry_failed)
+    todo = made.to_run(retry.failed, retry.pruned)
     waiting = [t for t in made.trials if t.state == "failed" and t not in todo]
     complete = sum(t.state in ("completed", "diverged") for t in made.trials)
+    pruned = [t for t in made.trials if t.state == "pruned" and t not in todo]
     console.print(
         f"Sweep [bold]{made.sweep.name}[/]: {len(made.trials)} trials, {complete} complete, {len(todo)} to run"
+        + (f", up to {made.to_suggest} to be suggested" if made.to_suggest else "")
         + (f", {len(made.blocked)} left out" if made.blocked else "")
         + "."
     )
     if waiting:
         console.print(f"{len(waiting)} failed before for reasons of their own and are not run without --retry-failed.")
+    if pruned:
+        console.print(f"{len(pruned)} were stopped early before and are not run without --retry-pruned.")
     outcome = run_sweep(
-        made, where, console_of_its_own(), uri=uri, address=address, retry_failed=retry_failed, wait=wait
+        made,
+        where,
+        console_of_its_own(),
+        uri=uri,
+        address=address,
+        retry_failed=retry.failed,
+        retry_pruned=retry.pruned,
+        wait=wait,
     )
     counts = ", ".join(f"{count} {name}" for name, count in outcome.counts.items()) or "nothing left to run"
     console.print(f"Sweep {made.sweep.name}: {counts}.", highlight=False)
@@ -152,8 +177,8 @@ def _run_one(
     if outcome.stopped:
         console.print(f"Stopped: {outcome.stopped} Nothing is lost.", markup=False, soft_wrap=True)
     if failed or outcome.stopped:
-        retry = "--retry-failed " if any(group.waits_for_user for group in failed) else ""
-        again = f"cryobench resume {made.sweep.name} {retry}{options}"
+        option = "--retry-failed " if any(group.waits_for_user for group in failed) else ""
+        again = f"cryobench resume {made.sweep.name} {option}{options}"
         console.print(f"Then: {again}", markup=False, soft_wrap=True)
     console.print(f"Leaderboard: {table_path(where.storage)}", soft_wrap=True, highlight=False)
     if uri:

@@ -52,6 +52,10 @@ class BackgroundReconciler:
         self._thread = threading.Thread(target=self._loop, name="reconcile", daemon=True)
         self._thread.start()
 
+    def follow(self, record: SweepRecord) -> None:
+        """The sweep lists more trials than before."""
+        self._record = record
+
     def note(self, trials: Iterable[str]) -> None:
         """These trials have news."""
         with self._lock:

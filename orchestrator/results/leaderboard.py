@@ -19,6 +19,7 @@ from cryobench.conf.errors import ConfigError, RecordError, disk_full
 from cryobench.orchestrator.results.comparability import Comparability
 from cryobench.workers.record.files import write_whole
 from cryobench.workers.record.folder import TrialFolder
+from cryobench.workers.record.mirror import Mirror
 
 #: Raised with every change of the columns; 1 had no number and no comparability key.
 TABLE_FORMAT = 2
@@ -92,7 +93,7 @@ def table_path(storage: Path) -> Path:
 
 
 def leaderboard_row(folder: TrialFolder, sweep: str, run_id: str | None) -> dict[str, Any] | None:
-    """The row of a trial that ended (completed, diverged or failed), else None."""
+    """The row of a trial that ended (completed, diverged or failed), else None; one that was stopped early has none."""
     state = folder.state()
     if not (state.finished or state.status == "failed"):
         return None
@@ -163,6 +164,17 @@ def has_row(storage: Path, trial: str) -> bool:
         return len(_read(_row_path(storage, trial))) == 1
     except (OSError, pa.ArrowException, RecordError):
         return False
+
+
+def remove_row(storage: Path, trial: str, mirror: Mirror | None = None) -> bool:
+    """Remove a trial's row, also from the object store; whether there was one."""
+    path = _row_path(storage, trial)
+    if not path.exists():
+        return False
+    path.unlink()
+    if mirror is not None:  # else it would be brought back
+        mirror.store.delete([path.relative_to(storage).as_posix()])
+    return True
 
 
 def recorded_run_id(storage: Path, trial: str) -> str | None:

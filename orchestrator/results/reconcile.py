@@ -32,6 +32,7 @@ from cryobench.orchestrator.results.leaderboard import (
     has_row,
     leaderboard_row,
     recorded_run_id,
+    remove_row,
     write_rows,
 )
 from cryobench.orchestrator.results.reading import TrialReading
@@ -244,8 +245,11 @@ class Reconciler:
     def _row(
         self, trial: TrialReading, outcomes: dict[str, str | Exception], live: str | None
     ) -> dict[str, Any] | None:
-        """The trial's row, if it has ended."""
+        """The trial's row, if it has ended; one that was stopped early loses what an earlier failure left it."""
         if trial.state().status == "begun":
+            return None
+        if trial.state().status == "pruned":
+            self.rows_changed |= remove_row(self.storage, trial.trial_id, self.mirror)
             return None
         sweep = self._sweeps(trial.trial_id, live)[0]
         run_id = outcomes.get(sweep)

@@ -52,7 +52,7 @@ class RunUpdate:
     metrics: tuple[RunMetric, ...]
     artifacts: tuple[Path, ...]
     tags: dict[str, str]
-    status: Literal["RUNNING", "FINISHED", "FAILED"] | None = None
+    status: Literal["RUNNING", "FINISHED", "FAILED", "KILLED"] | None = None
     ended: int | None = None
 
     @property
@@ -141,6 +141,8 @@ def tracked_run(run_id: str, tags: Mapping[str, str]) -> TrackedRun:
 def _with_state(update: RunUpdate, trial: TrialReading, ended: int) -> RunUpdate:
     state = trial.state()
     tags = {**update.tags, "status": state.status}
+    if state.status == "pruned":
+        return replace(update, tags=tags | {"stopped_early": state.message or ""}, status="KILLED", ended=ended)
     if state.status != "failed":
         return replace(update, tags=tags, status="RUNNING")
     tags |= {"failure": state.kind or "", "mlflow.note.content": state.message or ""}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cryobench.orchestrator.places import Places
-from cryobench.orchestrator.sweep.plan import Plan, refreshed
+from cryobench.orchestrator.sweep.plan import Plan, make_plan, refreshed
 from cryobench.workers.record.folder import RESULT, TrialFolder
 from cryobench.workers.record.lease import HeldLease, Lease, read_lease, take_lease
 from cryobench.workers.record.lease_files import FolderLeaseFile, LeaseFile
@@ -99,9 +99,12 @@ class _Spectator:
 
     def plan_now(self) -> Plan:
         """The plan, with what became of its trials while another drove."""
+        if self._attached:
+            self._say(f"Sweep {self._plan.sweep.name}: the other driver is gone; going on here.")
+        if self._plan.sweep.search == "optuna":  # whoever drove it since the plan was made may have suggested rates
+            return make_plan(self._plan.sweep, self._where)
         if not self._attached:
             return self._plan
-        self._say(f"Sweep {self._plan.sweep.name}: the other driver is gone; going on here.")
         return refreshed(self._plan, self._where)
 
     def _finished(self) -> set[str]:

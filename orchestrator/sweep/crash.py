@@ -28,7 +28,7 @@ def record_failure(storage: Path, spec: TrialSpec, kind: str, message: str, mirr
             if mirror:
                 mirror.pull_trial(storage, spec.trial_id, whole=False)
             state = folder.state()
-            if state.status == "failed" or state.finished:
+            if state.status in ("failed", "pruned") or state.finished:
                 return state.message or message
             folder.write_spec(spec)
             folder.record(Failed(kind=kind, message=message))

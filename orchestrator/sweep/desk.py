@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 Answer = Literal["run", "elsewhere", "ended"]
 
 
+@dataclass(frozen=True)
+class Word:
+    """What a worker is to do with its trial: ``leave`` it, to go on later; or give it up, ``pruned`` says why."""
+
+    leave: bool = False
+    pruned: str | None = None
+
+
 class Desk:
-    """Knows whether all should leave, which nodes get no more trials, and which trials are given up."""
+    """Knows whether all should leave, which nodes get no more trials, and which trials are given up or pruned."""
 
     def __init__(self) -> None:
         self._leave = False
         self._avoided: set[str] = set()
         self._given_up: set[str] = set()
+        self._pruned: dict[str, str] = {}
 
     def say_leave(self) -> None:
         """All workers save and leave."""
         self._leave = True
 
-    def leave_was_said(self) -> bool:
-        """Whether all should leave."""
-        return self._leave
+    def prune(self, trial: str, why: str) -> None:
+        """A trial is not trained to its end: whoever runs it saves it and leaves it."""
+        self._pruned[trial] = why
+
+    def word_about(self, trial: str) -> Word:
+        """What its worker is to do."""
+        return Word(self._leave, self._pruned.get(trial))
 
     def avoid(self, node: str) -> None:
         """Nothing begins on this node any more; what runs there goes on."""

@@ -16,6 +16,7 @@ from cryobench.workers.record.events import (
     Note,
     OutOfMemory,
     Resumed,
+    StoppedEarly,
     SystemLoad,
 )
 
@@ -38,6 +39,8 @@ def event_text(event: Event) -> str:
         return f"checkpoint discarded ({event.reason}); from the start again"
     if isinstance(event, Diverged):
         return f"diverged in epoch {event.epoch}: {event.message}"
+    if isinstance(event, StoppedEarly):
+        return f"stopped early after epoch {event.epoch}: {event.message}"
     if isinstance(event, Failed):
         return f"failed ({event.kind}): {event.message}"
     if isinstance(event, Finished):

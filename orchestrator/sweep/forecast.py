@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from cryobench.conf.trial import TrialSpec
 from cryobench.orchestrator.sweep.expected_cost import CostBook
-from cryobench.orchestrator.sweep.plan import PlannedTrial
 from cryobench.orchestrator.sweep.throughput import CARDS, Card, MultiplyAdds, card_named, seconds_estimated
+from cryobench.orchestrator.sweep.trial_maker import PlannedTrial
 
 Source = Literal["recorded", "scaled", "estimated", "unknown"]
 

@@ -54,6 +54,11 @@ class SweepObserver:
         )
         return cls(log, plan.sweep.name, states)
 
+    def add(self, trial: str) -> None:
+        """A trial that was suggested."""
+        self._log.write("suggested", trial=trial)
+        self._enter(trial, "waiting")
+
     def tell(self, trial: str, event: Event) -> None:
         """An event that a worker reported."""
         if isinstance(event, Placed):

@@ -34,14 +34,18 @@ class _Running:
 
 @dataclass
 class SweepProgress:
-    """Counts, running trials and the time left, from what `tell` is given of what the workers report."""
+    """Counts, running trials and the time left, from what `tell` is given of what the workers report.
+
+    ``to_come``: trials that will be suggested, beside those of ``specs``; ``total`` has them.
+    """
 
     console: Console
     specs: dict[str, TrialSpec]
     epochs_done: dict[str, int]
     total: int
     already: int
-    counts: dict[str, int] = field(default_factory=lambda: {"completed": 0, "diverged": 0, "failed": 0})
+    to_come: int = 0
+    counts: dict[str, int] = field(default_factory=lambda: {"completed": 0, "diverged": 0, "pruned": 0, "failed": 0})
     _running: dict[str, _Running] = field(default_factory=dict)
     _ended: set[str] = field(default_factory=set)
     _interrupted: set[str] = field(default_factory=set)
@@ -59,6 +63,11 @@ class SweepProgress:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._live:
             self._live.stop()
+
+    def add(self, spec: TrialSpec) -> None:
+        """A trial that was suggested."""
+        self.specs[spec.trial_id] = spec
+        self.to_come = max(0, self.to_come - 1)
 
     def tell(self, trial: str, event: Event) -> None:
         """One reported event of a trial."""
@@ -141,8 +150,10 @@ class SweepProgress:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _left(self) -> str:
-        epochs = sum(s.protocol.epochs for t, s in self.specs.items() if t not in self._ended)
-        epochs -= sum(done for t, done in self.epochs_done.items() if t not in self._ended)
+        specs = list(self.specs.items())  # the live table is drawn in a thread of its own
+        epochs = sum(s.protocol.epochs for t, s in specs if t not in self._ended)
+        epochs += self.to_come * max((s.protocol.epochs for _, s in specs), default=0)
+        epochs -= sum(done for t, done in list(self.epochs_done.items()) if t not in self._ended)
         elapsed = time.monotonic() - self._began
         if not epochs:
             return f"{duration(elapsed)} elapsed"

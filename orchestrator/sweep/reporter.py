@@ -31,21 +31,27 @@ _EVERY_S = 1.0
 
 
 class Reporter:
-    """Gathers events and hands them to ``send`` as one plain report, with the epoch and score that schedulers read."""
+    """Gathers events and hands them to ``send`` as one plain report, with what schedulers and searches read.
+
+    That is ``training_iteration``, the last whole epoch, and ``validated``: each validation since the last report, in
+    order, with the epoch whose weights were validated. A trial that goes on has none before it is validated again.
+    """
 
     def __init__(self, send: Callable[[dict[str, Any]], object], clock: Callable[[], float] = time.monotonic) -> None:
         self._send, self._clock = send, clock
         self._waiting: list[Event] = []
         self._sent = -_EVERY_S
-        self._epoch, self._score = 0, 0.0
+        self._epoch = 0
+        self._validated: list[dict[str, float]] = []
 
     def __call__(self, event: Event) -> None:
         """Take one event."""
         if not isinstance(event, _NEWS):
             return
         if isinstance(event, EpochFinished):
-            event = self._with_last_score(event)
-            self._waiting = [waiting for waiting in self._waiting if not isinstance(waiting, EpochFinished)]
+            self._take_epoch(event)
+        elif isinstance(event, Resumed):
+            self._epoch = event.epoch
         elif isinstance(event, Decoding):
             self._waiting = [waiting for waiting in self._waiting if not isinstance(waiting, Decoding)]
         self._waiting.append(event)
@@ -64,13 +70,17 @@ class Reporter:
         if self._waiting:
             events, self._waiting = [event.plain() for event in self._waiting], []
             self._sent = self._clock()
-            self._send({"events": events, "epoch": self._epoch, "val_miou": self._score})
+            validated, self._validated = self._validated, []
+            # A function's report may say itself which of Tune's iterations it is; Tune would count reports.
+            self._send({"events": events, "training_iteration": self._epoch, "validated": validated})
 
-    def _with_last_score(self, event: EpochFinished) -> EpochFinished:
-        """The newest epoch stands for those before it that were not sent; none of them loses its score."""
+    def _take_epoch(self, event: EpochFinished) -> None:
+        """The newest epoch stands for those before it that were not sent, beside the last that was validated."""
         self._epoch = event.epoch
         if event.val_miou is not None:
-            self._score = event.val_miou
-            return event
-        last = next((e.val_miou for e in reversed(self._waiting) if isinstance(e, EpochFinished)), None)
-        return event.model_copy(update={"val_miou": last})
+            self._validated.append({"epoch": event.epoch, "val_miou": event.val_miou})
+
+        def superseded(waiting: Event) -> bool:
+            return isinstance(waiting, EpochFinished) and (waiting.val_miou is None or event.val_miou is not None)
+
+        self._waiting = [waiting for waiting in self._waiting if not superseded(waiting)]

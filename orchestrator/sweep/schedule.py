@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from cryobench.conf.trial import TrialSpec
-from cryobench.orchestrator.sweep.plan import PlannedTrial
+from cryobench.orchestrator.sweep.trial_maker import PlannedTrial
 
 
 def in_order(trials: Sequence[PlannedTrial], seconds: Callable[[TrialSpec], float]) -> list[PlannedTrial]:

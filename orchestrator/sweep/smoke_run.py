@@ -13,7 +13,7 @@ from cryobench.conf.schema import ResourceSpec
 from cryobench.conf.trial import TrialSpec
 from cryobench.orchestrator.places import Places
 from cryobench.orchestrator.sweep.capacity import device_for_trial, gpus_for_trial, live_nodes, require_fit
-from cryobench.orchestrator.sweep.plan import PlannedTrial
+from cryobench.orchestrator.sweep.trial_maker import PlannedTrial
 from cryobench.workers.place import Place
 
 

@@ -46,7 +46,8 @@ class Failures:
 class SweepStatus:
     """A sweep at ``time``; ``per_hour`` trials ended in the last ``window_s`` seconds of work.
 
-    ``expected_end`` is None where nothing runs, or nothing is known of how long it takes.
+    ``expected_end`` is None where nothing runs, or nothing is known of how long it takes. ``to_suggest``: trials that a
+    search will still add.
     """
 
     name: str
@@ -60,10 +61,11 @@ class SweepStatus:
     per_hour: float | None
     window_s: float
     expected_end: float | None
+    to_suggest: int = 0
 
     @property
     def finished(self) -> int:
-        """How many trials have a result that stands."""
+        """How many trials are done with: they have a result that stands, or were stopped early."""
         return sum(self.counts.get(state, 0) for state in _FINISHED)
 
     @property
@@ -76,7 +78,9 @@ class SweepStatus:
         return {"format": STATUS_FORMAT, **asdict(self), "finished": self.finished}
 
 
-def sweep_status(name: str, views: Iterable[TrialView], now: float | None = None) -> SweepStatus:
+def sweep_status(
+    name: str, views: Iterable[TrialView], now: float | None = None, *, to_suggest: int = 0
+) -> SweepStatus:
     """Put together what `Survey.look` found."""
     now = time.time() if now is None else now
     views = list(views)
@@ -95,7 +99,8 @@ def sweep_status(name: str, views: Iterable[TrialView], now: float | None = None
         nodes=_nodes(views, now - window),
         per_hour=per_hour,
         window_s=window,
-        expected_end=_expected_end(views, per_hour, now) if running else None,
+        expected_end=_expected_end(views, to_suggest, per_hour, now) if running else None,
+        to_suggest=to_suggest,
     )
 
 
@@ -120,10 +125,10 @@ def _rate(views: list[TrialView], began: float, now: float) -> tuple[float | Non
     return (counted / window * 3600 if counted and window > 0 else None), window
 
 
-def _expected_end(views: list[TrialView], per_hour: float | None, now: float) -> float | None:
+def _expected_end(views: list[TrialView], to_suggest: int, per_hour: float | None, now: float) -> float | None:
     """When the last trial ends if all goes on as in the window; before any ended, as the running ones advance."""
     running = [view for view in views if view.state == "running"]
-    left = sum(1 - view.done for view in views if view.state in _LEFT)
+    left = sum(1 - view.done for view in views if view.state in _LEFT) + to_suggest
     if per_hour is None:
         paces = [3600 / (view.seconds_an_epoch * view.epochs) for view in running if view.seconds_an_epoch]
         per_hour = sum(paces) / len(paces) * len(running) if paces else None

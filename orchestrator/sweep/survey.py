@@ -28,7 +28,9 @@ _GONE_AFTER_S = 5.0
 #: By so much the clock of a node may be behind this one's before its leases look expired.
 _CLOCKS_DIFFER_S = 30.0
 _TAIL_BYTES = 2048
-_TURNS = ("attempt", "failed", "interrupted", "pruned")
+#: Events that say how a trial without result stands, and its state where that is one of its own. (``pruned`` events are
+#: of finished trials whose weights were removed.)
+_TURNS = {"attempt": "attempt", "failed": "failed", "interrupted": "interrupted", "stopped_early": "pruned"}
 
 Signature = tuple[tuple[int, int] | None, ...]
 
@@ -118,8 +120,8 @@ def _told(path: Path) -> dict[str, Any]:
     for line in read_lines(path / EVENTS):
         event, at = line.get("event"), line.get("time")
         told["heard"] = float(at) if isinstance(at, int | float) else told.get("heard", 0.0)
-        if event in _TURNS:
-            told |= {"turn": event, "kind": line.get("kind"), "message": line.get("message")}
+        if turn := _TURNS.get(str(event)):
+            told |= {"turn": turn, "kind": line.get("kind"), "message": line.get("message")}
         if event == "attempt":
             told |= {"host": str(line.get("host", "")), "device": str(line.get("device", "")), "pid": line.get("pid")}
             told |= {"started": told["heard"], "load": {}}
@@ -154,7 +156,7 @@ def _unfinished(trial: str, told: dict[str, Any], lease: dict[str, Any] | None, 
         epochs=epochs,
         label=told["label"],
         kind=told.get("kind") if state == "failed" else None,
-        message=seen or (told.get("message") if state == "failed" else None),
+        message=seen or (told.get("message") if state in ("failed", "pruned") else None),
         host=told.get("host", "") or str((lease or {}).get("host", "")),
         device=told.get("device", ""),
         started=told.get("started", 0.0),

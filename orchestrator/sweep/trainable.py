@@ -17,16 +17,17 @@ import torch
 from ray import tune
 from ray.tune.trainable import wrap_function
 
-from cryobench.conf.errors import AvoidedNodeError, CryobenchError, InterruptedTrialError
+from cryobench.conf.errors import AvoidedNodeError, CryobenchError, InterruptedTrialError, StoppedEarlyError
 from cryobench.conf.trial import TrialSpec
 from cryobench.orchestrator.sweep.capacity import device_for_trial
+from cryobench.orchestrator.sweep.desk import Word
 from cryobench.orchestrator.sweep.failure_policy import CRASHED, PREEMPTED, treatment
 from cryobench.orchestrator.sweep.prometheus import WorkerGauges
 from cryobench.orchestrator.sweep.reporter import Reporter
 from cryobench.orchestrator.sweep.software import Software
 from cryobench.orchestrator.sweep.system_load import LoadSampler
 from cryobench.workers.place import Place
-from cryobench.workers.record.events import Ended, Event, Placed, Stumbled
+from cryobench.workers.record.events import Diverged, Ended, EpochFinished, Event, Placed, Resumed, Stumbled
 from cryobench.workers.record.folder import TrialFolder
 from cryobench.workers.record.result import TrialResult
 from cryobench.workers.record.storage_mark import require_storage
@@ -48,7 +49,7 @@ class SweepTerms:
     """What all workers of a sweep are given.
 
     ``desk`` is the handle of the `Desk` actor; ``software`` what the driver runs; ``mark`` the storage's id, None where
-    it is an object store; ``run`` what runs a trial.
+    it is an object store; ``run`` what runs a trial. A trial that was suggested meanwhile comes with its own spec.
     """
 
     place: Place
@@ -88,17 +89,23 @@ def _run_in_worker(config: dict[str, Any], terms: SweepTerms) -> None:
     device = device_for_trial(len(ray.get_gpu_ids()))
     report(Placed(node=node, host=platform.node(), pid=os.getpid(), device=device, device_memory_mb=_memory(device)))
     release()  # what the trial before left in this process
-    spec = TrialSpec.model_validate(terms.specs[trial])
+    spec = _spec(config, terms)
     place = replace(terms.place.on_this_node(), device=device)
     gauges = WorkerGauges(spec, gpu_memory)
     load = LoadSampler(TrialFolder(place.storage, trial), gpu=device != "cpu")
-    with busy(), DriverListener(terms.desk) as driver, load, closing(gauges):
+    with busy(), DriverListener(terms.desk, trial) as driver, load, closing(gauges):
+        trained = False
+
+        def given_up() -> str | None:
+            return None if trained else driver.word.pruned
 
         def should_stop() -> bool:
             report.flush_if_due()
-            return asked_to_leave() or driver.says_leave
+            return asked_to_leave() or driver.word.leave or given_up() is not None
 
         def tell(event: Event) -> None:
+            nonlocal trained  # then only the test is left: a result costs less than what was spent on it
+            trained = trained or _is_trained(event, spec)
             gauges.tell(event)
             report(event)
 
@@ -106,7 +113,10 @@ def _run_in_worker(config: dict[str, Any], terms: SweepTerms) -> None:
             if answer == "elsewhere":
                 raise AvoidedNodeError(f"Nothing begins on {platform.node()} any more.")
             _require_same_world(terms)
-            result = terms.run(spec, place, trial_id=trial, report=tell, should_stop=should_stop)
+            result = terms.run(spec, place, trial_id=trial, report=tell, should_stop=should_stop, given_up=given_up)
+        except StoppedEarlyError as error:
+            report(Ended(status="pruned", message=str(error)))
+            return
         except InterruptedTrialError as error:
             if not asked_to_leave():
                 report(Ended(status="interrupted"))
@@ -125,6 +135,18 @@ def _run_in_worker(config: dict[str, Any], terms: SweepTerms) -> None:
     report(Ended(status=result.status, epochs=result.epochs))
 
 
+def _is_trained(event: Event, spec: TrialSpec) -> bool:
+    if isinstance(event, EpochFinished | Resumed):
+        return event.epoch >= spec.protocol.epochs
+    return isinstance(event, Diverged)
+
+
+def _spec(config: dict[str, Any], terms: SweepTerms) -> TrialSpec:
+    if "spec" in config:
+        return TrialSpec.model_validate_json(config["spec"])
+    return TrialSpec.model_validate(terms.specs[config["trial"]])
+
+
 def _require_same_world(terms: SweepTerms) -> None:
     """Check that this node runs the driver's software and sees its storage."""
     terms.software.require_here(platform.node())
@@ -137,11 +159,11 @@ def _memory(device: str) -> float | None:
 
 
 class DriverListener:
-    """Asks every second whether the driver said to leave."""
+    """Asks every second for the driver's word about a trial; the last one stands."""
 
-    def __init__(self, desk: Any) -> None:
-        self.says_leave = False
-        self._desk, self._done = desk, threading.Event()
+    def __init__(self, desk: Any, trial: str) -> None:
+        self.word = Word()
+        self._desk, self._trial, self._done = desk, trial, threading.Event()
         self._thread = threading.Thread(target=self._listen, name="leave", daemon=True)
 
     def __enter__(self) -> DriverListener:
@@ -154,8 +176,8 @@ class DriverListener:
     def _listen(self) -> None:
         while not self._done.wait(_ASK_EVERY_S):
             try:
-                self.says_leave = bool(ray.get(self._desk.leave_was_said.remote(), timeout=10))
+                self.word = ray.get(self._desk.word_about.remote(self._trial), timeout=10)
             except ray.exceptions.RayError:
                 time.sleep(_ASK_EVERY_S)
-            if self.says_leave:
+            if self.word.leave:
                 return

@@ -91,7 +91,7 @@ class Watcher(tune.Callback):
         elif isinstance(event, Stumbled):
             self._word_of[trial] = event
             return
-        elif isinstance(event, Ended) and event.status in ("completed", "diverged"):
+        elif isinstance(event, Ended) and event.status in ("completed", "diverged", "pruned"):
             if trial in self._node_of:
                 self.policy.finished_on(self._node_of[trial])
             self.placement.shares.learn([trial])

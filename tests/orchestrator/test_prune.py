@@ -14,7 +14,7 @@ from cryobench.conf.trial import TrialSpec
 from cryobench.orchestrator.cli import app
 from cryobench.orchestrator.sweep_record import record_sweep
 from cryobench.workers.place import Place
-from cryobench.workers.record.events import Pruned
+from cryobench.workers.record.events import Pruned, StoppedEarly
 from cryobench.workers.record.folder import TrialFolder
 from cryobench.workers.record.mirror import Mirror
 from cryobench.workers.trial import run_trial
@@ -32,12 +32,13 @@ CELL = {
 
 @dataclass
 class Pruning:
-    """A storage with one cell of four finished trials and one that was begun."""
+    """A storage with one cell of four finished trials, one that was begun and one that was stopped early."""
 
     storage: Path
     place: Place
     trials: dict[tuple[float, int], str]
     begun: str
+    stopped: str
 
     def run(self, *more: str, expect: int = 0) -> str:
         done = CliRunner().invoke(app, ["prune", "mine", "--storage", str(self.storage), *more])
@@ -71,8 +72,16 @@ def cell(place: Place, one_trial: Build) -> Pruning:
     (begun.path / "result.json").unlink()
     (begun.path / "latest-0001-000000.safetensors").write_bytes(b"needed")
     shutil.rmtree(aside)
-    record_sweep(place.storage, load_sweep(["sweep=demo", "name=mine"]), [*trials.values(), begun.trial_id])
-    return Pruning(place.storage, place, trials, begun.trial_id)
+    stopped = TrialFolder(place.storage, spec.model_copy(update={"seed": 10}).trial_id)
+    shutil.copytree(begun.path, stopped.path)
+    for folder in (begun, stopped):
+        (folder.path / "spec.json").unlink()
+    begun.write_spec(spec.model_copy(update={"seed": 9}))
+    stopped.write_spec(spec.model_copy(update={"seed": 10}))
+    stopped.record(StoppedEarly(epoch=1, message="asha: behind"))
+    listed = [*trials.values(), begun.trial_id, stopped.trial_id]
+    record_sweep(place.storage, load_sweep(["sweep=demo", "name=mine"]), listed)
+    return Pruning(place.storage, place, trials, begun.trial_id, stopped.trial_id)
 
 
 def test_it_lists_first_and_keeps_what_the_table_names_and_the_best(cell: Pruning) -> None:
@@ -82,7 +91,7 @@ def test_it_lists_first_and_keeps_what_the_table_names_and_the_best(cell: Prunin
     hidden.write_bytes(b"x")
     told = cell.run()
     assert "latest-0001-000000.safetensors: 3.0 MB" in told
-    assert "3 files of 2 of 5 trials" in told
+    assert "3 files of 2 of 6 trials" in told
     assert "nothing was removed; --yes removes them" in told
     assert all(cell.weights().values())
     assert leftover.exists()
@@ -98,8 +107,9 @@ def test_it_lists_first_and_keeps_what_the_table_names_and_the_best(cell: Prunin
     assert cell.weights() == {key: fate == "stays" for key, (_, fate) in CELL.items()}
     assert not leftover.exists()
     assert not hidden.exists()
-    assert cell.has(cell.begun, "latest-0001-000000.safetensors")  # it is to go on
-    assert cell.has(cell.begun, "best-0001.safetensors")
+    for unfinished in (cell.begun, cell.stopped):  # they can go on
+        assert cell.has(unfinished, "latest-0001-000000.safetensors")
+        assert cell.has(unfinished, "best-0001.safetensors")
     for trial in cell.trials.values():
         assert cell.has(trial, "test_confusion.npy")
         assert TrialFolder(cell.storage, trial).state().status == "completed"
@@ -141,7 +151,7 @@ def test_an_object_store_is_pruned_too(cell: Pruning, s3: str, tmp_path: Path, m
         return {name for name in mirror.store.files("trials") if name.endswith(".safetensors")}
 
     before, gone = stored(), f"trials/{cell.trials[1e-2, 2]}"
-    assert "1 files of 1 of 5 trials" in cell.run()
+    assert "1 files of 1 of 6 trials" in cell.run()
     assert stored() == before
     cell.run("--yes")
     assert before - stored() == {f"{gone}/best-0001.safetensors"}

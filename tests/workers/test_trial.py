@@ -27,17 +27,18 @@ from cryobench.conf.errors import (
     MissingWeightsError,
     OutOfMemoryError,
     RecordError,
+    StoppedEarlyError,
 )
 from cryobench.conf.schema import ResourceSpec
 from cryobench.conf.trial import TrialSpec, TrialWeights
 from cryobench.workers.place import Place
 from cryobench.workers.record import checkpoint, files
-from cryobench.workers.record.events import Event, Failed
+from cryobench.workers.record.events import Event, Failed, StoppedEarly
 from cryobench.workers.record.folder import TrialFolder, all_trials
 from cryobench.workers.record.result import TrialResult
 from cryobench.workers.training import fitting, pictures, testing
 from cryobench.workers.training.metrics import metrics
-from cryobench.workers.trial import run_trial
+from cryobench.workers.trial import retest_trial, run_trial
 
 Build = Callable[..., TrialSpec]
 
@@ -111,6 +112,38 @@ def test_stopped_at_an_epoch_and_continued_it_is_the_same(
     assert (state.status, state.epoch) == ("begun", after)
     assert run_trial(spec, place).reproducible() == undisturbed[0].reproducible()
     assert losses(place, spec) == undisturbed[1]
+
+
+def test_given_up_it_is_pruned_and_goes_on_to_the_same_end(
+    place: Place, one_trial: Build, undisturbed: tuple[TrialResult, list[Any]]
+) -> None:
+    spec, seen = one_trial(), list[Event]()
+
+    def after_two() -> bool:
+        return getattr(seen[-1], "epoch", 0) == 2
+
+    with pytest.raises(StoppedEarlyError, match=r"^behind others$"):
+        run_trial(spec, place, report=seen.append, should_stop=after_two, given_up=lambda: "behind others")
+    folder = TrialFolder(place.storage, spec.trial_id)
+    assert isinstance(seen[-1], StoppedEarly)
+    assert (seen[-1].epoch, seen[-1].message) == (2, "behind others")
+    assert folder.events()[-1] == seen[-1]
+    assert not any(event.event in ("interrupted", "failed") for event in folder.events())
+    state = folder.state()
+    assert (state.status, state.epoch, state.message) == ("pruned", 2, "behind others")
+    assert not state.finished
+    assert not state.waits_for_user
+    with pytest.raises(ConfigError, match=r"no result yet \(pruned\)"):
+        retest_trial(spec.trial_id, place)
+    with pytest.raises(InterruptedTrialError):  # taken up again it is begun, not pruned
+        run_trial(spec, place, should_stop=lambda: True)
+    assert folder.state().status == "begun"
+    assert run_trial(spec, place).reproducible() == undisturbed[0].reproducible()
+    assert losses(place, spec) == undisturbed[1]
+
+
+def test_without_a_word_to_stop_nobody_asks_whether_it_is_given_up(place: Place, one_trial: Build) -> None:
+    assert run_trial(one_trial(), place, given_up=lambda: "behind others").status == "completed"
 
 
 @pytest.mark.parametrize("regime", ["frozen", "few_shot"])

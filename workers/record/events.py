@@ -94,6 +94,14 @@ class Interrupted(Event):
     event: Literal["interrupted"] = "interrupted"
 
 
+class StoppedEarly(Event):
+    """The trial was given up after ``epoch`` whole epochs, its state saved; ``message`` says why. It is ``pruned``."""
+
+    event: Literal["stopped_early"] = "stopped_early"
+    epoch: int
+    message: str
+
+
 class Failed(Event):
     """The attempt failed; ``kind`` is that of `cryobench.conf.errors`, ``crashed`` for what nobody foresaw."""
 
@@ -198,6 +206,7 @@ _CLASSES: dict[str, type[Event]] = {
         CheckpointDiscarded,
         Diverged,
         Interrupted,
+        StoppedEarly,
         Failed,
         Finished,
         Pruned,

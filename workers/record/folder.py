@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from cryobench.conf.errors import RETRIED_KINDS, ConfigError, RecordError, storage_trouble
 from cryobench.conf.trial import TrialSpec
-from cryobench.workers.record.events import AttemptStarted, EpochFinished, Event, Failed, event_of
+from cryobench.workers.record.events import AttemptStarted, EpochFinished, Event, Failed, StoppedEarly, event_of
 from cryobench.workers.record.files import append_line, read_lines, read_record, write_json
 from cryobench.workers.record.lease import LEASE
 from cryobench.workers.record.lease_files import FolderLeaseFile
@@ -35,9 +35,12 @@ CONFUSION, SAMPLES_PICTURE, CONFUSION_PICTURE = "test_confusion.npy", "samples.p
 
 @dataclass(frozen=True)
 class TrialState:
-    """Where a trial stands: how it ended, or how far it came."""
+    """Where a trial stands: how it ended, or how far it came.
 
-    status: Literal["pending", "begun", "failed", "diverged", "completed"]
+    A ``pruned`` one was stopped early; it has no result and can go on.
+    """
+
+    status: Literal["pending", "begun", "pruned", "failed", "diverged", "completed"]
     epoch: int = 0
     kind: str | None = None
     message: str | None = None
@@ -172,9 +175,12 @@ class TrialFolder:
         epoch = max((event.epoch for event in events if isinstance(event, EpochFinished)), default=0)
         if not events:
             return TrialState("pending")
-        last = next((event for event in reversed(events) if isinstance(event, Failed | AttemptStarted)), None)
+        turns = (event for event in reversed(events) if isinstance(event, Failed | StoppedEarly | AttemptStarted))
+        last = next(turns, None)
         if isinstance(last, Failed):
             return TrialState("failed", epoch, last.kind, last.message)
+        if isinstance(last, StoppedEarly):
+            return TrialState("pruned", epoch, message=last.message)
         return TrialState("begun", epoch)
 
 

@@ -16,6 +16,7 @@ from cryobench.workers.record.events import (
     Interrupted,
     Note,
     Report,
+    StoppedEarly,
 )
 from cryobench.workers.record.folder import TrialFolder
 from cryobench.workers.record.lease import HeldLease
@@ -122,7 +123,7 @@ def pushing(mirror: Mirror | None, storage: Path, guard: StorageGuard) -> Iterat
     def push_and_report(event: Event) -> None:
         if isinstance(event, AttemptStarted):
             upload()
-        elif isinstance(event, Failed | Interrupted | Finished):
+        elif isinstance(event, Failed | Interrupted | StoppedEarly | Finished):
             while True:
                 try:
                     mirror.push_trial(storage, trial)

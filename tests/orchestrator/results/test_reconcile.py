@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from cryobench.conf.benchmark_editions import EDITIONS
 from cryobench.conf.compose import load_sweep
 from cryobench.conf.errors import ConfigError, TrackingError
 from cryobench.conf.trial import TrialSpec
@@ -19,6 +21,7 @@ from cryobench.orchestrator.places import Places
 from cryobench.orchestrator.results import background, reconcile, sql_run_writer
 from cryobench.orchestrator.results.background import BackgroundReconciler
 from cryobench.orchestrator.results.leaderboard import read_leaderboard, table_path
+from cryobench.orchestrator.results.ranking import result_tables
 from cryobench.orchestrator.results.reconcile import Reconciler, sync
 from cryobench.orchestrator.results.run_content import fit_names
 from cryobench.orchestrator.results.run_update import RunUpdate
@@ -27,6 +30,7 @@ from cryobench.orchestrator.results.tracking import Tracker, default_uri
 from cryobench.orchestrator.sweep.plan import Plan, make_plan
 from cryobench.orchestrator.sweep_record import read_sweep, record_sweep
 from cryobench.workers.place import Place
+from cryobench.workers.record.events import AttemptStarted, Failed, StoppedEarly
 from cryobench.workers.record.folder import RESULT, TrialFolder
 from cryobench.workers.trial import run_trial
 
@@ -92,6 +96,30 @@ def test_a_trial_that_an_older_sweep_lists_and_another_finishes_has_its_row(stor
     assert [row["sweep"] for row in rows] == ["demo", "demo"]
     assert sorted(r.data.tags["trial_id"] for r in runs(storage, "later")) == sorted(plan.trial_ids)
     assert {r.info.run_id for r in runs(storage, "demo")} == {row["mlflow_run_id"] for row in rows}
+
+
+def test_a_trial_that_was_stopped_early_has_no_row_even_if_it_failed_before(storage: Path, finished: Places) -> None:
+    trial, other = ids(storage)
+    folder = TrialFolder(storage, trial)
+    (folder.path / "result.json").unlink()
+    folder.record(Failed(kind="crashed", message="x"))
+    assert sync(storage, default_uri(storage)).rows == 2
+    folder.record(AttemptStarted(host="h", pid=1, device="cpu", code="0"))
+    folder.record(StoppedEarly(epoch=1, message="asha: behind"))
+    running = beside(storage, default_uri(storage))
+    running.note([trial])
+    began = time.monotonic()
+    assert running.close([trial])
+    assert time.monotonic() - began < 10  # it has ended: no result of it is waited for
+    assert read_leaderboard(storage)["trial_id"].to_pylist() == [other]
+    assert sync(storage, default_uri(storage)).rows == 1
+    (run,) = (run for run in runs(storage) if run.data.tags["trial_id"] == trial)
+    assert (run.info.status, run.data.tags["status"]) == ("KILLED", "pruned")
+    experiment = client(storage).get_experiment_by_name("demo").experiment_id
+    (parent,) = (r for r in client(storage).search_runs([experiment]) if "trial_id" not in r.data.tags)
+    assert (parent.data.tags["trials.pruned"], parent.data.tags["trials.completed"]) == ("1", "1")
+    tables = result_tables(read_leaderboard(storage).to_pylist(), next(iter(EDITIONS)))
+    assert [cell.trials for table in tables for row in table.rows for cell in row.cells.values()] == [(other,)]
 
 
 def test_an_exception_of_any_kind_is_one_trials_and_is_told(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:

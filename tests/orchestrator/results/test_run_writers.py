@@ -144,6 +144,41 @@ def test_a_trial_that_is_followed_epoch_by_epoch_ends_as_one_that_is_written_onc
     assert run_of(storage, trial).data.metrics["loss"] == 1 / 5
 
 
+@pytest.mark.parametrize("way", ["one transaction", "the client"])
+def test_a_run_is_killed_when_its_trial_is_pruned_and_runs_again_when_that_goes_on(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    if way == "the client":
+        through_the_client(monkeypatch)
+    reconciler = Reconciler(storage, default_uri(storage), pytest.fail)
+    (trial, other, *_) = (record.trials for record in reconciler.read_sweeps()).__next__()
+    whole = {one: (storage / "trials" / one / "events.jsonl").read_text() for one in (trial, other)}
+    results = {one: (storage / "trials" / one / "result.json").read_bytes() for one in (trial, other)}
+    for one in (trial, other):
+        (storage / "trials" / one / "result.json").unlink()
+    lines = whole[trial].splitlines(keepends=True)
+    stop = '{"event": "stopped_early", "time": 1.5e9, "epoch": 2, "message": "asha: behind"}\n'
+    seen = []
+    for text in ("".join(lines[:3]), "".join([*lines[:3], stop]), "".join([*lines[:3], stop, lines[0], *lines[3:5]])):
+        (storage / "trials" / trial / "events.jsonl").write_text(text)
+        reconciler.reconcile([trial])
+        seen.append(run_of(storage, trial))
+    assert [run.info.status for run in seen] == ["RUNNING", "KILLED", "RUNNING"]
+    assert [run.data.tags["status"] for run in seen] == ["begun", "pruned", "begun"]
+    assert seen[1].data.tags["stopped_early"] == "asha: behind"
+    assert seen[1].info.end_time == 1_500_000_000_000
+    (storage / "trials" / trial / "result.json").write_bytes(results[trial])
+    reconciler.reconcile([trial])
+    ended = run_of(storage, trial)
+    assert (ended.info.status, ended.data.tags["status"]) == ("FINISHED", "completed")
+    assert {run.info.run_id for run in seen} == {ended.info.run_id}
+    first = "".join([*whole[other].splitlines(keepends=True)[:3], stop])  # pruned before any pass saw it
+    (storage / "trials" / other / "events.jsonl").write_text(first)
+    reconciler.reconcile([other])
+    assert run_of(storage, other).info.status == "KILLED"
+    assert run_of(storage, other).info.end_time == 1_500_000_000_000
+
+
 def run_of(storage: Path, trial: str) -> Any:
     client = MlflowClient(tracking_uri=default_uri(storage))
     experiment = client.get_experiment_by_name("demo")

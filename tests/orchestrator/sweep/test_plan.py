@@ -7,8 +7,9 @@ import torch
 from cryobench.conf.compose import load_sweep
 from cryobench.orchestrator.places import Places
 from cryobench.orchestrator.sweep.plan import Plan, make_plan
+from cryobench.orchestrator.sweep.suggestions import record_suggestion
 from cryobench.orchestrator.sweep_record import read_sweep, record_sweep
-from cryobench.workers.record.events import AttemptStarted, EpochFinished, Failed
+from cryobench.workers.record.events import AttemptStarted, EpochFinished, Failed, StoppedEarly
 from cryobench.workers.record.folder import TrialFolder
 
 TINY = ["protocol.epochs=1", "protocol.bootstrap_samples=100"]
@@ -180,3 +181,66 @@ def test_an_encoder_of_an_unknown_family_refuses(where: Places, tmp_path: Path) 
     (trial,) = make_plan(sweep, where).trials
     assert trial.state == "not_built"
     assert "needs the family 'elsewhere'" in str(trial.message)
+
+
+def test_what_was_stopped_early_runs_where_nothing_stops_it_again(where: Places) -> None:
+    asked = ("sweep=demo", "encoders=[unet_small]", "datasets=[glid]", "regimes=[finetune]", "lr_search=null", *TINY)
+    (trial,) = plan(where, *asked).trials
+    folder = TrialFolder(where.storage, trial.spec.trial_id)
+    folder.write_spec(trial.spec)
+    folder.record(AttemptStarted(host="h", pid=1, device="cpu", code="x"))
+    folder.record(EpochFinished(epoch=1, loss=1.0, lr=1e-3, seconds=1.0, val_miou=5.0))
+    folder.record(StoppedEarly(epoch=1, message="asha: behind"))
+    searching, training = plan(where, *asked, "scheduler=asha"), plan(where, *asked)
+    assert searching.counts()["state"] == {"pruned": 1}
+    assert (searching.trials[0].epoch, searching.trials[0].message) == (1, "asha: behind")
+    assert searching.to_run() == []
+    assert searching.to_run(retry_failed=True) == []
+    assert searching.to_run(retry_pruned=True) == list(searching.trials)
+    assert training.to_run() == list(training.trials)
+
+
+OPTUNA = (
+    "sweep=demo",
+    "encoders=[unet_small,vit_small_demo]",
+    "datasets=[glid]",
+    "regimes=[frozen,finetune]",
+    "lr=[1e-3]",
+    "search=optuna",
+    "lr_search={regimes:[finetune],lr:[1e-5,1e-1],samples:3}",
+)
+
+
+def test_a_plan_of_a_search_has_what_was_suggested_and_says_how_many_are_to_come(where: Places) -> None:
+    made = plan(where, *OPTUNA)
+    assert len(made.trials) == 4  # the rates between which is searched are not run themselves
+    assert made.to_suggest == made.as_json()["to_suggest"] == 6
+    cell = next(cell for cell in made.cells if cell.template.encoder.name == "unet_small")
+    spec = cell.template.model_copy(update={"lr": 3e-4})
+    record_suggestion(where.storage, "demo", spec, 5)
+    again = plan(where, *OPTUNA)
+    assert len(again.trials) == 5
+    assert spec.trial_id in again.trial_ids
+    assert again.to_suggest == 5
+    other = plan(where, *OPTUNA, "protocol.epochs=2")  # other trials: what was suggested says nothing of them
+    assert (len(other.trials), other.to_suggest) == (4, 6)
+    fewer = plan(where, *OPTUNA, "lr_search.samples=1")
+    assert (len(fewer.trials), fewer.to_suggest) == (5, 1)
+    assert plan(where, "sweep=demo").to_suggest == 0
+
+
+def test_nothing_is_suggested_where_data_are_missing(where: Places) -> None:
+    made = plan(where, *OPTUNA, "datasets=[glid,gld]")
+    assert made.to_suggest == 6
+    assert {cell.blocked for cell in made.cells} == {False, True}
+
+
+def test_a_sweep_is_resumed_with_the_scheduler_that_was_given_last(where: Places) -> None:
+    where.storage.mkdir()
+    for scheduler in ("asha", "none", "median"):
+        made = plan(where, "sweep=demo", f"scheduler={scheduler}")
+        record_sweep(where.storage, made.sweep, made.trial_ids)
+    assert [request.scheduler for request in read_sweep(where.storage, "demo").requests] == ["median"]
+    searching = plan(where, *OPTUNA)
+    record_sweep(where.storage, searching.sweep, searching.trial_ids)
+    assert [request.search for request in read_sweep(where.storage, "demo").requests] == ["grid", "optuna"]

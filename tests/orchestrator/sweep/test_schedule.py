@@ -20,10 +20,11 @@ from cryobench.orchestrator.places import Places
 from cryobench.orchestrator.results.leaderboard import Compaction, leaderboard_row, write_rows
 from cryobench.orchestrator.sweep.expected_cost import CostBook
 from cryobench.orchestrator.sweep.forecast import Durations, forecast
-from cryobench.orchestrator.sweep.plan import Plan, PlannedTrial, make_plan
+from cryobench.orchestrator.sweep.plan import Plan, make_plan
 from cryobench.orchestrator.sweep.schedule import in_order
 from cryobench.orchestrator.sweep.simulate import NodeKind, read_nodes, simulate
 from cryobench.orchestrator.sweep.throughput import EFFICIENCY, MultiplyAdds, card_named, seconds_estimated
+from cryobench.orchestrator.sweep.trial_maker import PlannedTrial
 from cryobench.workers.record.folder import TrialFolder
 from cryobench.workers.record.result import Cost, Provenance, TrialResult
 

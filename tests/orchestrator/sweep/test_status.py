@@ -75,12 +75,17 @@ def storage(tmp_path: Path, one_trial: Any) -> Storage:
 
 def test_each_state_is_told_from_the_folder(storage: Storage) -> None:
     past = {"host": "far", "pid": 1, "expires": NOW - 90}
+    stopped = {"event": "stopped_early", "time": NOW, "epoch": 2, "message": "asha: behind"}
     expected = {
         storage.trial(): "waiting",
         storage.trial(*storage.begun(5)): "running",
         storage.trial(*storage.begun(5), {"event": "interrupted", "time": NOW}): "waiting",
         storage.trial(*storage.begun(5), {"event": "failed", "time": NOW, "kind": "crashed", "message": "m"}): "failed",
-        storage.trial(*storage.begun(5), {"event": "pruned", "time": NOW}): "pruned",
+        storage.trial(*storage.begun(5), stopped): "pruned",
+        storage.trial(
+            *storage.begun(5), stopped, {"event": "attempt", "time": NOW, "host": "far", "pid": 1}
+        ): "running",
+        storage.trial(*storage.begun(5), {"event": "pruned", "time": NOW, "file": "f", "bytes": 1}): "running",
         storage.ended(5): "completed",
         storage.ended(5, "diverged"): "diverged",
         storage.trial(*storage.begun(5), lease={"host": "far", "pid": 1, "expires": NOW + 30}): "running",
@@ -91,7 +96,26 @@ def test_each_state_is_told_from_the_folder(storage: Storage) -> None:
     }
     assert {trial: view.state for trial, view in storage.look().items()} == expected
     counts = storage.status().counts
-    assert counts == {"waiting": 2, "running": 4, "failed": 1, "pruned": 1, "completed": 1, "diverged": 1, "expired": 2}
+    assert counts == {"waiting": 2, "running": 6, "failed": 1, "pruned": 1, "completed": 1, "diverged": 1, "expired": 2}
+    (pruned,) = (view for view in storage.look().values() if view.state == "pruned")
+    assert (pruned.message, pruned.ended) == ("asha: behind", NOW)
+
+
+def test_what_was_stopped_early_is_not_waited_for(storage: Storage) -> None:
+    for _ in range(2):
+        storage.trial(
+            *storage.begun(600, epochs=2), {"event": "stopped_early", "time": NOW, "epoch": 2, "message": "m"}
+        )
+    found = storage.status()
+    assert (found.finished, found.left, found.expected_end) == (2, 0, None)
+    running = storage.trial(*storage.begun(600, epochs=3))
+    found = storage.status()
+    assert found.left == 1
+    assert found.expected_end is not None
+    more = sweep_status("s", storage.look().values(), NOW, to_suggest=4)
+    assert more.expected_end is not None
+    assert more.expected_end > found.expected_end  # what a search will add takes its time too
+    assert storage.look()[running].state == "running"
 
 
 def test_a_process_of_this_machine_that_is_gone_does_not_run(storage: Storage) -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from cryobench.conf.errors import BadCheckpointError, ConfigError
+from cryobench.conf.errors import BadCheckpointError, ConfigError, StoppedEarlyError
 from cryobench.conf.trial import TrialSpec
 from cryobench.workers.place import Place
 from cryobench.workers.record.comparison import compare
+from cryobench.workers.record.events import Event
 from cryobench.workers.record.folder import TrialFolder
 from cryobench.workers.trial import retest_trial, run_trial
 
@@ -39,6 +40,26 @@ def test_where_two_trials_part_is_found(place: Place, one_trial: Build) -> None:
     assert found.asked == {"protocol.lr_gamma": (0.1, 0.5), "protocol.lr_milestones": ([0.6, 0.9], [0.34])}
     assert found.first_difference == 2  # the first epoch is trained at the same rate
     assert "final_weights" in found.outcome
+
+
+def test_a_trial_that_was_stopped_early_is_compared_as_far_as_it_came(
+    place: Place, one_trial: Build, tmp_path: Path
+) -> None:
+    elsewhere, seen = replace(place, storage=tmp_path / "again"), list[Event]()
+    whole = folder(place, one_trial())
+    with pytest.raises(StoppedEarlyError):
+        run_trial(
+            one_trial(),
+            elsewhere,
+            report=seen.append,
+            should_stop=lambda: getattr(seen[-1], "epoch", 0) == 2,
+            given_up=lambda: "behind others",
+        )
+    found = compare(whole, TrialFolder(elsewhere.storage, whole.trial_id))
+    assert not found.same
+    assert found.first_difference == 3
+    assert found.outcome == {}
+    assert found.pruned == ()  # its weights were not removed
 
 
 def test_a_single_changed_weight_is_found(place: Place, one_trial: Build, tmp_path: Path) -> None:

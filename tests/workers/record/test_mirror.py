@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cryobench.conf.errors import ConfigError, InterruptedTrialError, StorageError
+from cryobench.conf.errors import ConfigError, InterruptedTrialError, StoppedEarlyError, StorageError
 from cryobench.conf.trial import TrialSpec
 from cryobench.orchestrator.places import places
 from cryobench.orchestrator.results.leaderboard import read_leaderboard
@@ -41,6 +41,24 @@ def test_a_trial_begun_on_one_node_continues_on_another(
     assert {"spec.json", "events.jsonl", "result.json", "state.json", "samples.png", "test_confusion.npy"} <= found
     assert not any(name.startswith("latest-") for name in found)
     assert run_trial(spec, first, report=lambda event: pytest.fail("ran again")) == result
+
+
+def test_a_trial_that_is_given_up_brings_its_state_and_the_word_to_the_store(
+    remote: str, place: Place, one_trial: Build, tmp_path: Path
+) -> None:
+    spec = one_trial()
+    whole = run_trial(spec, replace(place, storage=tmp_path / "whole"))
+    here = replace(place, storage=tmp_path / "one", mirror=remote)
+    with pytest.raises(StoppedEarlyError):
+        run_trial(spec, here, should_stop=lambda: True, given_up=lambda: "behind others")
+    where = places(remote, str(place.data_dir), str(tmp_path / "cache"))
+    where.bring_trials([spec.trial_id])
+    assert TrialFolder(where.storage, spec.trial_id).state().status == "pruned"
+    told: list[str] = []
+    elsewhere = replace(place, storage=tmp_path / "two", mirror=remote)
+    result = run_trial(spec, elsewhere, report=lambda event: told.append(event.event))
+    assert "resumed" in told
+    assert result.reproducible() == whole.reproducible()
 
 
 def test_a_lost_upload_of_the_result_is_made_up_for(
