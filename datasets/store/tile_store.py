@@ -20,7 +20,7 @@ import numpy as np
 from isal.isal_zlib import crc32
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
-from pydantic import Field, FiniteFloat
+from pydantic import Field
 
 from cryobench.conf.dataset_spec import DatasetSpec, Statistics
 from cryobench.conf.errors import CorruptDataError, MissingDataError
@@ -43,11 +43,11 @@ class BandStatistics(Strict):
     ``missing`` is the share of pixels that had no data.
     """
 
-    mean: tuple[FiniteFloat, ...]
-    std: tuple[Annotated[FiniteFloat, Field(ge=0)], ...]
-    min: tuple[FiniteFloat, ...]
-    max: tuple[FiniteFloat, ...]
-    percentiles: dict[int, tuple[FiniteFloat, ...]]
+    mean: tuple[float, ...]
+    std: tuple[Annotated[float, Field(ge=0)], ...]
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+    percentiles: dict[int, tuple[float, ...]]
     missing: tuple[Annotated[float, Field(ge=0, le=1)], ...]
 
 
