@@ -18,7 +18,7 @@ from cryobench.conf.terms import Modality, Setting, Variant
 #: The longest time that anything here is waited for: thirty days.
 MONTH_S = 30 * 86_400.0
 Seconds = Annotated[float, Field(ge=0.01, le=MONTH_S)]
-Rate = Annotated[float, Field(gt=0, le=1000)]
+Rate = Annotated[float, Field(gt=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 # --- encoders --------------------------------------------------------------------------------------------

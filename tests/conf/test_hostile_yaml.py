@@ -68,7 +68,7 @@ def test_a_folder_or_a_pipe_named_like_a_file(tmp_path: Path) -> None:
     [
         "lr=inf",
         "lr=nan",
-        "lr=1e9",
+        "lr=-1e-3",
         "lr=[]",
         f"lr=[{','.join(str(i) for i in range(1, 20001))}]",
         "protocol.weight_decay=inf",
