@@ -7,6 +7,8 @@ follows on the device done here, on the CPU. The bare copy moves the bytes of th
 that were cut before. Warm: the files are in the page cache; cold: they were just dropped from it, one epoch each.
 
 First use: decoding the store into the node cache, against decompressing its chunks in as many threads and no more.
+Opening: every process compares the node cache's tiles with the store's CRC-32 once, in GB a second, and as a share of
+what cutting the crops of 80 epochs takes.
 
 Usage: python benchmarks/loader.py [--tiles 48] [--seconds 4] [--json]
 """
@@ -36,7 +38,8 @@ from cryobench.conf.compose import load_dataset
 from cryobench.conf.dataset_spec import DatasetSpec
 from cryobench.conf.trial import Feed, Source
 from cryobench.datasets.batches.batch_loader import BatchLoader, EpochSampler
-from cryobench.datasets.batches.node_cache import StoredTiles, open_tiles
+from cryobench.datasets.batches.cache_check import arrays_of, damaged_tile
+from cryobench.datasets.batches.node_cache import StoredTiles, decoded_bytes, open_tiles
 from cryobench.datasets.batches.preprocess import Preprocess
 from cryobench.datasets.store.convert import convert
 from cryobench.datasets.store.tile_store import TileStore
@@ -157,6 +160,19 @@ def decode_ratio(store: TileStore, folder: Path) -> float:
     return sorted(ratios)[2]
 
 
+def check_gb_a_second(store: TileStore, folder: Path) -> float:
+    """GB a second of comparing an entry of the node cache with the store, in two threads; the best of five."""
+    times = []
+    for _ in range(5):
+        for _, _, path in arrays_of(store, folder):
+            os.utime(path)  # what has another time is checked again
+        began = time.perf_counter()
+        if (problem := damaged_tile(store, folder)) is not None:
+            raise AssertionError(problem)
+        times.append(time.perf_counter() - began)
+    return decoded_bytes(store) / 1e9 / min(times)
+
+
 def measure(name: str, tiles: int, seconds: float) -> dict[str, float]:
     """Crops a second of every way for one kind of tile."""
     folder = Path(tempfile.mkdtemp(prefix="cryobench-bench-"))
@@ -208,10 +224,13 @@ def measure(name: str, tiles: int, seconds: float) -> dict[str, float]:
                 yield BATCH
 
         once = EpochSampler(np.arange(tiles), (SIDE, SIDE), (CROP, CROP), BATCH, 1, 234)
+        check = check_gb_a_second(store, folder / "cache" / store.info.digest[:24])
+        ours = crops_a_second(threads(cached, sampler, False), seconds)
+        tile_gb = decoded_bytes(store) / 1e9 / (tiles + 2)
         return {
             "reference": crops_a_second(reference, seconds),
             "zarr": crops_a_second(threads(StoredTiles(store, "train"), once, False), seconds),
-            "ours": crops_a_second(threads(cached, sampler, False), seconds),
+            "ours": ours,
             "ours_normalised_on_cpu": crops_a_second(threads(cached, sampler, True), seconds),
             "memory_copy": crops_a_second(copy, seconds),
             "reference_cold": cold_crops_a_second(reference, folder / "raw"),
@@ -219,6 +238,8 @@ def measure(name: str, tiles: int, seconds: float) -> dict[str, float]:
             "ours_cold": cold_crops_a_second(threads(cached, once, False), folder / "cache"),
             "decode_tiles_a_second": decode,
             "decode_to_bare_decompression": decode_ratio(store, folder),
+            "check_gb_a_second": check,
+            "check_percent_of_80_epochs": 100 * (tile_gb / check) / (80 / ours),
         }
     finally:
         shutil.rmtree(folder)

@@ -6,8 +6,10 @@ names of this package's files, so that a name means the same thing everywhere.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -17,11 +19,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 from pydantic import BaseModel, ValidationError
+from yaml import YAMLError
 
 from cryobench.conf.dataset_spec import DatasetSpec
 from cryobench.conf.errors import ConfigError, UnknownNameError
 from cryobench.conf.schema import EncoderSpec, RegimeSpec, SweepSpec
+from cryobench.conf.yaml_files import check_yaml
 
 _HERE = Path(__file__).parent
 GROUPS = ("encoder", "dataset", "regime", "sweep", "protocol", "resources")
@@ -31,6 +36,8 @@ _SINGULAR = {"encoder": "encoders", "dataset": "datasets", "regime": "regimes", 
 _SHORTHANDS = ("systems", "benchmark")
 #: What no override may change.
 _FILE_ONLY = "for_table"
+#: Fields that are paths of a machine, and enter no result.
+_PATHS = ("cache_dir",)
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -138,10 +145,13 @@ class Library:
     def load(self, group: str, name: str, model: type[M]) -> M:
         """One file of a group, checked against its model."""
         self.require(group, name)
-        (path,) = (p for folder in self._folders if (p := folder / group / f"{name}.yaml").exists())
-        plain: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-        if not isinstance(plain, dict) or "defaults" in plain:  # built upon other files: Hydra's business
-            plain = self.compose("part", [f"+{group}={name}"])[group]
+        plain: Any = self._checked_file(group, name)
+        if "defaults" in plain:  # built upon other files: Hydra's business
+            plain = self.compose("part", [f"+{group}={name}"]).get(group)
+        else:
+            plain = self._resolved(lambda: OmegaConf.create(plain), f"{group} '{name}'")
+        if not isinstance(plain, dict):
+            raise ConfigError(f"{group} '{name}': expected 'field: value' lines, found {type(plain).__name__}.")
         return _checked(model, {**plain, "name": name}, f"{group} '{name}'")
 
     def compose(self, config: str, overrides: list[str]) -> dict[str, Any]:
@@ -150,17 +160,81 @@ class Library:
             group, _, value = override.partition("=")
             if group in GROUPS:
                 self.require(group, value)
-        try:
-            built = compose(config_name=config, overrides=[*self._overrides, *overrides])
-            plain = OmegaConf.to_container(built, resolve=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            what = " ".join(str(error).strip().splitlines()[:3])
-            raise ConfigError(
-                f"Cannot compose {config} with {' '.join(overrides) or 'no overrides'}: {what}. "
-                "Overrides are name=value in Hydra's grammar, e.g. sweep=demo encoders=[unet,vit] lr=[1e-4,1e-3]."
-            ) from error
-        assert isinstance(plain, dict)
+        for override in overrides:
+            group, _, value = override.lstrip("+").partition("=")
+            if group in GROUPS and value in self.known(group):
+                self._checked_file(group, value)
+        plain = self._resolved(
+            lambda: compose(config_name=config, overrides=[*self._overrides, *overrides]),
+            f"{config} with {' '.join(overrides)[:300] or 'no overrides'}",
+        )
         return {str(key): value for key, value in plain.items()}
+
+    def _checked_file(self, group: str, name: str, above: tuple[tuple[str, str], ...] = ()) -> dict[str, Any]:
+        """A file of a group through the door for YAML, and with it all that it is built upon."""
+        if (group, name) in above:
+            chain = " -> ".join(f"{one}/{other}" for one, other in (*above, (group, name)))
+            raise ConfigError(f"The defaults of {above[0][0]}/{above[0][1]}.yaml lead back to themselves: {chain}.")
+        path = next((p for folder in self._folders if (p := folder / group / f"{name}.yaml").exists()), None)
+        if path is None:
+            return {}  # of a name that no file has, Hydra says what it looked for
+        plain = check_yaml(path)
+        listed = plain.get("defaults") or []
+        if not isinstance(listed, list):
+            raise ConfigError(f"{path}: defaults: expected a list of names, found {listed!r}.")
+        for entry in listed:
+            for below_group, below in _named_in(entry, group):
+                self._checked_file(below_group, below, (*above, (group, name)))
+        return plain
+
+    def _resolved(self, build: Callable[[], Any], what: str) -> dict[str, Any]:
+        """Plain data with all interpolations in it, but for the environment's outside of paths."""
+        with _environment_for_paths_alone():
+            try:
+                plain = OmegaConf.to_container(build(), resolve=True)
+            except (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError) as error:
+                reason = " ".join(str(error).strip().splitlines()[:3])[:600]
+                raise ConfigError(
+                    f"Cannot compose {what}: {reason}. Overrides are name=value in Hydra's grammar, e.g. sweep=demo "
+                    "encoders=[unet,vit] lr=[1e-4,1e-3]."
+                ) from error
+        if not isinstance(plain, dict):
+            raise ConfigError(f"{what}: expected 'field: value' lines, found {type(plain).__name__}.")
+        return plain
+
+
+def _named_in(entry: object, group: str) -> Iterator[tuple[str, str]]:
+    """The files, as group and name, that an entry of a defaults list names."""
+    if isinstance(entry, str) and entry != "_self_":
+        other, _, name = entry.rpartition("/")
+        yield (other.strip("/") or group, name)
+    elif isinstance(entry, dict):
+        for key, names in entry.items():
+            other = str(key).split()[-1].partition("@")[0].strip("/")
+            for name in names if isinstance(names, list) else [names]:
+                if isinstance(name, str):
+                    yield other, name
+
+
+@contextmanager
+def _environment_for_paths_alone() -> Iterator[None]:
+    """What the environment holds may be secret; in the name of a sweep, say, it would be written everywhere."""
+
+    def of_environment(variable: str, default: str | None = None, *, _node_: Any) -> str | None:
+        if _node_._get_full_key(None).rpartition(".")[2] not in _PATHS:
+            raise ConfigError(
+                f"The environment's {variable} may not be used here: what stands in a configuration is written into "
+                f"folders, logs and MLflow. Only paths ({', '.join(_PATHS)}) may name it"
+            )
+        if variable not in os.environ and default is None:
+            raise ConfigError(f"The environment has no variable {variable}")
+        return os.environ.get(variable, default)
+
+    OmegaConf.register_new_resolver("oc.env", of_environment, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
 
 
 def _quoted(text: str) -> str:
@@ -188,7 +262,7 @@ def _checked(model: type[M], plain: dict[str, Any], where: str) -> M:
         for problem in error.errors():
             field = ".".join(str(part) for part in problem["loc"]) or "(whole)"
             found = problem["input"]
-            shown = f"; found {found!r}" if not isinstance(found, dict | list) else ""
+            shown = f"; found {repr(found)[:100]}" if not isinstance(found, dict | list) else ""
             if problem["type"] == "extra_forbidden":
                 lines.append(f"{field}: no such field. Known: {', '.join(model.model_fields)}")
             else:

@@ -15,6 +15,12 @@ from cryobench.conf.dataset_spec import DatasetSpec
 from cryobench.conf.strict import Fraction, Strict
 from cryobench.conf.terms import Modality, Setting, Variant
 
+#: The longest time that anything here is waited for: thirty days.
+MONTH_S = 30 * 86_400.0
+Seconds = Annotated[float, Field(ge=0.01, le=MONTH_S)]
+Rate = Annotated[float, Field(gt=0)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+
 # --- encoders --------------------------------------------------------------------------------------------
 
 
@@ -82,8 +88,8 @@ class EncoderSpec(Strict):
 class LoraSpec(Strict):
     """Low-rank adapters (Hu et al. 2021) on the linear layers of attention and MLP: their rank and scale."""
 
-    rank: Annotated[int, Field(ge=1)] = 8
-    alpha: Annotated[float, Field(gt=0)] = 16.0
+    rank: Annotated[int, Field(ge=1, le=65_536)] = 8
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 16.0
 
 
 class RegimeSpec(Strict):
@@ -123,25 +129,25 @@ class ProtocolSpec(Strict):
     products too, ``bf16`` by autocast. ``deterministic``: algorithms that always round alike on a GPU, or an error.
     """
 
-    epochs: Annotated[int, Field(ge=1)] = 80
-    batch_size: Annotated[int, Field(ge=2)] = 8
-    crops_per_tile: Annotated[int, Field(ge=1)] = 1
-    eval_every: Annotated[int, Field(ge=1)] = 5
-    eval_batch_size: Annotated[int, Field(ge=1)] = 8
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 80
+    batch_size: Annotated[int, Field(ge=2, le=65_536)] = 8
+    crops_per_tile: Annotated[int, Field(ge=1, le=10_000)] = 1
+    eval_every: Annotated[int, Field(ge=1, le=100_000)] = 5
+    eval_batch_size: Annotated[int, Field(ge=1, le=65_536)] = 8
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.05
     lr_milestones: tuple[Fraction, ...] = (0.6, 0.9)
     lr_gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
-    decoder_channels: Annotated[int, Field(ge=4)] = 512
+    decoder_channels: Annotated[int, Field(ge=4, le=65_536)] = 512
     decoder_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    few_shot_bins: Annotated[int, Field(ge=1)] = 3
-    bootstrap_samples: Annotated[int, Field(ge=100)] = 1000
+    few_shot_bins: Annotated[int, Field(ge=1, le=10_000)] = 3
+    bootstrap_samples: Annotated[int, Field(ge=100, le=1_000_000)] = 1000
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
     deterministic: bool = False
     reference_errors: tuple[ReferenceBehaviour, ...] = ()
-    cpu_threads: Annotated[int, Field(ge=1)] = Field(
+    cpu_threads: Annotated[int, Field(ge=1, le=1024)] = Field(
         default=1, description="threads of a trial on the CPU; part of the identity because sums round with it"
     )
 
@@ -156,17 +162,17 @@ class ProtocolSpec(Strict):
 class ResourceSpec(Strict):
     """What a trial gets on its node. Nothing here can change a result."""
 
-    cpus_per_trial: Annotated[float, Field(gt=0)] = 1
-    gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    max_concurrent: Annotated[int, Field(ge=1)] | None = None
-    crash_retries: Annotated[int, Field(ge=0)] = 3
-    loader_threads: Annotated[int, Field(ge=1)] = 2
-    prefetch_batches: Annotated[int, Field(ge=1)] = 8
-    checkpoint_every_s: Annotated[float, Field(gt=0)] = 600.0
-    stall_timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    lease_s: Annotated[float, Field(gt=0)] = 60.0
-    storage_patience_s: Annotated[float, Field(ge=0)] = 600.0
-    cache_limit_gb: Annotated[float, Field(gt=0)] = 200.0
+    cpus_per_trial: Annotated[float, Field(gt=0, le=4096)] = 1
+    gpus_per_trial: Annotated[float, Field(ge=0, le=1024)] | Literal["auto"] = "auto"
+    max_concurrent: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    crash_retries: Annotated[int, Field(ge=0, le=1_000_000)] = 3
+    loader_threads: Annotated[int, Field(ge=1, le=1024)] = 2
+    prefetch_batches: Annotated[int, Field(ge=1, le=10_000)] = 8
+    checkpoint_every_s: Annotated[float, Field(gt=0, le=MONTH_S)] = 600.0
+    stall_timeout_s: Seconds = 600.0
+    lease_s: Seconds = 60.0
+    storage_patience_s: Annotated[float, Field(ge=0, le=MONTH_S)] = 600.0
+    cache_limit_gb: Annotated[float, Field(gt=0, le=1e9)] = 200.0
     cache_dir: str | None = None
 
 
@@ -180,7 +186,7 @@ class LrSearchSpec(Strict):
     regime) are suggested between the least and the greatest of them, on a logarithmic scale.
     """
 
-    lr: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+    lr: Annotated[tuple[Rate, ...], Field(min_length=1, max_length=1000)]
     regimes: Annotated[tuple[str, ...], Field(min_length=1)]
     datasets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     samples: Annotated[int, Field(ge=1)] = 8
@@ -193,12 +199,12 @@ class SweepSpec(Strict):
     ``for_table``: its trials make the published tables, so every one is trained to its end.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
     encoders: Annotated[tuple[EncoderSpec, ...], Field(min_length=1)]
     datasets: Annotated[tuple[DatasetSpec, ...], Field(min_length=1)]
     regimes: Annotated[tuple[RegimeSpec, ...], Field(min_length=1)]
-    lr: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (234,)
+    lr: Annotated[tuple[Rate, ...], Field(min_length=1, max_length=1000)]
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1, max_length=1000)] = (234,)
     lr_search: LrSearchSpec | None = None
     search: Literal["grid", "optuna"] = "grid"
     scheduler: Literal["none", "asha", "median"] = "none"

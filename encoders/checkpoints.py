@@ -54,9 +54,21 @@ def load_weights(encoder: Encoder, path: Path, layout: CheckpointLayout, digest:
         for name in wanted.keys() & state.keys()
         if state[name].shape != wanted[name].shape
     ]
+    cast = [
+        f"{name} {state[name].dtype} instead of {wanted[name].dtype}"
+        for name in wanted.keys() & state.keys()
+        if not _loses_nothing(state[name].dtype, wanted[name].dtype)
+    ]
+    infinite = [n for n in wanted.keys() & state.keys() if not bool(torch.isfinite(state[n]).all())]
     problems = [
         f"{len(names)} {what}: {', '.join(sorted(names)[:4])}{' …' if len(names) > 4 else ''}"
-        for what, names in (("missing", missing), ("extra", extra), ("of another shape", shaped))
+        for what, names in (
+            ("missing", missing),
+            ("extra", extra),
+            ("of another shape", shaped),
+            ("of a kind that would be cast", cast),
+            ("with infinite values or no numbers", infinite),
+        )
         if names
     ]
     if problems:
@@ -65,6 +77,13 @@ def load_weights(encoder: Encoder, path: Path, layout: CheckpointLayout, digest:
             "are right, name them under weights.layout (unused, absent) in the encoder's YAML."
         )
     encoder.load_state_dict({name: state[name] for name in wanted})
+
+
+def _loses_nothing(found: torch.dtype, wanted: torch.dtype) -> bool:
+    """Whether a tensor may be filled from another dtype: reals from any precision of reals, all else from its like."""
+    if wanted.is_floating_point:
+        return found.is_floating_point
+    return found == wanted
 
 
 def file_digest(path: Path) -> str:
@@ -119,6 +138,10 @@ def _unnest(content: Any, path: Path, layout: CheckpointLayout) -> dict[str, Ten
     for name, tensor in content.items():
         if not isinstance(tensor, Tensor):
             foreign.append(str(name))
+        elif not isinstance(name, str):
+            foreign.append(f"{name!r}, a name that is no text")
+        elif tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            foreign.append(f"{name}, which holds no plain values ({tensor.layout}, {tensor.device})")
         elif name.startswith(layout.prefix):
             state[name.removeprefix(layout.prefix)] = tensor
         elif not any(fnmatchcase(name, pattern) for pattern in layout.unused):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from cryobench.conf.errors import ConfigError
 from cryobench.conf.schema import ResourceSpec
 from cryobench.workers.record.node_folders import node_cache_dir, working_copy
 
@@ -38,7 +39,15 @@ class Place:
         return replace(self, cache_dir=cache, storage=storage)
 
     def torch_device(self) -> torch.device:
-        """The device asked for; ``auto`` is a GPU where there is one."""
+        """The device asked for; ``auto`` is a GPU where there is one.
+
+        Raises:
+            ConfigError: it is none, or this machine has none of it.
+        """
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            return torch.device("cuda" if count else "cpu")
+        known = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
+        if self.device not in known:
+            raise ConfigError(f"Device '{self.device}': this machine has {', '.join(known)}. Or leave it to auto.")
         return torch.device(self.device)

@@ -2,7 +2,8 @@
 
 Keyed by the store's digest, built under a lock, bounded in size: the stores that were used longest ago make room.
 What else lies in the cache's folder (`Neighbour`) counts in its size, and goes first.
-An entry that lost files, or has others than the store asks for, is built again. A store that does not fit at all is
+An entry that lost files, or has others than the store asks for, or whose tiles are not the store's by their CRC-32
+(`cryobench.datasets.batches.cache_check`), is built again. A store that does not fit at all is
 read chunk by chunk instead (`StoredTiles`), slower and said so.
 """
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from cryobench.conf.errors import disk_full
 from cryobench.conf.terms import Split
+from cryobench.datasets.batches.cache_check import arrays_of, damaged_tile
 from cryobench.datasets.batches.tile_source import CachedTiles, TileSource
 from cryobench.datasets.store.tile_store import TileStore
 
@@ -110,29 +112,29 @@ def open_tiles(
     folder = cache_dir / store.info.digest[:24]
     cache_dir.mkdir(parents=True, exist_ok=True)
     try:
-        return _open_entry(store, folder)
+        return _open_entry(store, folder, threads)
     except (_DamagedEntryError, FileNotFoundError):
         pass  # without the lock this may be an entry that is just making room; with it there is no doubt
     with FileLock(cache_dir / "cache.lock"):
         _remove_leftovers(cache_dir)
         if folder.exists():
             try:
-                return _open_entry(store, folder)
+                return _open_entry(store, folder, threads)
             except _DamagedEntryError as damage:
                 tell(f"The node cache's entry {folder} is damaged: {damage}. It is built again from {store.path}.")
                 _remove_entry(folder)
         left = sum(other.bytes for other in _trim(cache_dir, limit_bytes - needed, others))
         _make_room(cache_dir, limit_bytes - needed - left)
         _decode(store, folder, threads, progress)
-        return _open_entry(store, folder)
+        return _open_entry(store, folder, threads)
 
 
 class _DamagedEntryError(Exception):
     """An entry of the cache that says whole and is not; the message says what is wrong with which file."""
 
 
-def _open_entry(store: TileStore, folder: Path) -> Callable[[Split], TileSource]:
-    """Map every array of an entry, after comparing headers and sizes with what the store asks for.
+def _open_entry(store: TileStore, folder: Path, threads: int) -> Callable[[Split], TileSource]:
+    """Map every array of an entry, after comparing it with what the store asks for: headers, sizes, every tile.
 
     Raises:
         _DamagedEntryError: a file that is missing or is not the array it should be.
@@ -142,18 +144,18 @@ def _open_entry(store: TileStore, folder: Path) -> Callable[[Split], TileSource]
         os.utime(folder / _COMPLETE)
     except FileNotFoundError as error:
         raise _DamagedEntryError(f"{_COMPLETE} is missing") from error
-    for split, info in store.info.splits.items():
-        for name in store.arrays:
-            path = folder / f"{split}-{name}.npy"
-            expected = f"{store.dtype(name)} {(info.tiles, *store.shape(split, name))}"
-            try:
-                array = np.load(path, mmap_mode="r")
-            except (OSError, ValueError, EOFError) as error:
-                raise _DamagedEntryError(f"{path.name} cannot be read ({error}), expected {expected}") from error
-            if (found := f"{array.dtype} {array.shape}") != expected:
-                raise _DamagedEntryError(f"{path.name} holds {found}, expected {expected}")
-            if (size := path.stat().st_size) != array.offset + array.nbytes:
-                raise _DamagedEntryError(f"{path.name} has {size:,} bytes, expected {array.offset + array.nbytes:,}")
+    for split, name, path in arrays_of(store, folder):
+        expected = f"{store.dtype(name)} {(store.info.splits[split].tiles, *store.shape(split, name))}"
+        try:
+            array = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise _DamagedEntryError(f"{path.name} cannot be read ({error}), expected {expected}") from error
+        if (found := f"{array.dtype} {array.shape}") != expected:
+            raise _DamagedEntryError(f"{path.name} holds {found}, expected {expected}")
+        if (size := path.stat().st_size) != array.offset + array.nbytes:
+            raise _DamagedEntryError(f"{path.name} has {size:,} bytes, expected {array.offset + array.nbytes:,}")
+    if (problem := damaged_tile(store, folder, threads)) is not None:
+        raise _DamagedEntryError(problem)
     return {split: CachedTiles(folder, split, store.arrays) for split in store.info.splits}.__getitem__
 
 
@@ -163,14 +165,12 @@ def _decode(store: TileStore, folder: Path, threads: int, progress: Progress) ->
         building.mkdir()
         chunks = store.chunks()
         outputs: dict[tuple[str, str], NDArray[Any]] = {}
-        for split in store.info.splits:
-            for name in store.arrays:
-                shape = (store.info.splits[split].tiles, *store.shape(split, name))
-                path = building / f"{split}-{name}.npy"
-                outputs[split, name] = np.lib.format.open_memmap(path, "w+", store.dtype(name), shape)
-                # A sparse file would end a later write by a bus error where the disk is full; this raises instead.
-                with path.open("r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        for split, name, path in arrays_of(store, building):
+            shape = (store.info.splits[split].tiles, *store.shape(split, name))
+            outputs[split, name] = np.lib.format.open_memmap(path, "w+", store.dtype(name), shape)
+            # A sparse file would end a later write by a bus error where the disk is full; this raises instead.
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
         def one(chunk: tuple[Split, str, int]) -> None:
             split, name, index = chunk

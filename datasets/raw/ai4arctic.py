@@ -20,6 +20,7 @@ from cryobench.conf.errors import DataError, MissingDataError
 from cryobench.conf.terms import SPLITS, Split
 from cryobench.datasets.raw.rasters import make_tile
 from cryobench.datasets.raw.reader import RawTile, TileFiles, Window
+from cryobench.datasets.raw.source_files import require_plain, require_size
 
 _VARIABLES = {"HH": "nersc_sar_primary", "HV": "nersc_sar_secondary", "incidence_angle": "sar_incidenceangle"}
 _CHART = "SOD"
@@ -38,6 +39,7 @@ def scan(spec: DatasetSpec, source: Path) -> list[TileFiles]:
         if not scenes and not (split == "val" and spec.layout.validation_share):
             raise MissingDataError(f"{source}: no scenes of '{spec.name}' for split '{split}' ({split}/*.nc).")
         found += scenes
+    require_plain({path for scene in found for path in (scene.image, scene.mask)}, source)
     return found
 
 
@@ -93,6 +95,7 @@ def _variable(scene: Any, path: Path, name: str) -> Any:
 
 def _values(scene: Any, path: Path, name: str, window: Window | None) -> NDArray[Any]:
     variable = _variable(scene, path, name)
+    require_size(path, *variable.shape[:2], whole=window is None)
     if window is None:
         return np.asarray(variable[...])
     rows, columns = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)

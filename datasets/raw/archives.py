@@ -1,17 +1,25 @@
-"""Downloaded archives, unpacked inside their folder and nowhere else: zip and tar, whole or in parts."""
+"""Downloaded archives, unpacked inside their folder and nowhere else: zip and tar, whole or in parts.
+
+Members are written into a folder beside the target, and moved into it when the archive was read to its end and every
+checksum that it carries was compared: of an archive that is damaged or refused, nothing is in the target.
+"""
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import re
+import shutil
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from cryobench.conf.dataset_spec import DatasetSpec
 from cryobench.conf.errors import DataError, MissingDataError, disk_full
@@ -20,6 +28,8 @@ from cryobench.datasets.raw.scenes import source_of
 #: What an archive may hold at most; the largest data set has 60 GB packed.
 MAX_BYTES = 500 * 10**9
 MAX_MEMBERS = 2_000_000
+#: How many times its packed size an archive may unpack to; rasters reach some ten.
+MAX_RATIO = 200
 _NAME = re.compile(r"^(?P<whole>.+\.(?:zip|tar|tgz|tbz2|txz|tar\.(?:gz|bz2|xz)))(?P<part>[a-z]{2})?$", re.IGNORECASE)
 _CHUNK = 1 << 20
 Progress = Callable[[int, int], None]
@@ -97,54 +107,115 @@ def unpack(
 ) -> None:
     """Unpack ``archive`` into ``target``; an archive that was unpacked whole before is left alone.
 
-    Members are written under a temporary name and renamed, and those that are there in full are passed over.
+    An interrupted attempt at the same archive continues.
 
     Raises:
-        DataError: a member outside ``target``, a link or device, more than the limits allow, or damage.
+        DataError: a member outside ``target``, a link or device, more than the limits or the disk allow, or damage.
         DiskFullError: no space left.
     """
     marker = target / f".{archive.name}.unpacked.json"
-    stamp = [[part.name, part.stat().st_size, part.stat().st_mtime_ns] for part in archive.parts]
-    if marker.exists() and json.loads(marker.read_text()) == stamp:
+    stamp = json.dumps([[part.name, part.stat().st_size, part.stat().st_mtime_ns] for part in archive.parts])
+    if marker.exists() and marker.read_text() == stamp:
         return
-    target.mkdir(parents=True, exist_ok=True)
-    written = members = 0
+    staging = target.with_name(f".{target.name}.{archive.name}.partial")
+    begun = staging / ".stamp.json"
+    if not begun.exists() or begun.read_text() != stamp:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        begun.write_text(stamp)
+    budget = _Budget(archive, staging, max_bytes, max_members)
     try:
-        for name, size, read in _members(archive, progress):
-            members, written = members + 1, written + size
-            if written > max_bytes or members > max_members:
-                raise DataError(
-                    f"{archive.name} unpacks to more than {max_bytes:,} bytes or {max_members:,} files (at member "
-                    f"{name}). No data set here is that large: is it the right file? If so, unpack it by hand."
-                )
-            _write(read, _inside(archive, target, name), size, archive)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+        for name, size, read in _members(archive, budget, progress):
+            budget.take(name, size)
+            _write(read, _inside(archive, staging, name), size, archive)
+    except (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError) as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise DataError(f"{archive.name} is damaged or not whole ({error}). Fetch it again; {_NOTHING}") from error
+    except (NotImplementedError, RuntimeError) as error:  # as zipfile says that it lacks a method or a password
+        shutil.rmtree(staging, ignore_errors=True)
         raise DataError(
-            f"{archive.name} is damaged or not whole ({error}). Fetch it again; what was unpacked of it is kept."
+            f"{archive.name} cannot be unpacked here ({error}). Unpack it by hand and give the folder; {_NOTHING}"
         ) from error
+    except DataError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
     except OSError as error:
-        full = disk_full(error, target)
-        raise full or DataError(f"{archive.name} cannot be unpacked into {target} ({error}).") from error
-    marker.write_text(json.dumps(stamp))
+        if full := disk_full(error, target):
+            raise full from error
+        shutil.rmtree(staging, ignore_errors=True)
+        raise DataError(f"{archive.name} cannot be unpacked into {target} ({error}); {_NOTHING}") from error
+    begun.unlink()
+    _move(archive, staging, target)
+    marker.write_text(stamp)
 
 
-def _members(archive: Archive, progress: Progress) -> Iterator[tuple[str, int, Callable[[], IO[bytes] | None]]]:
-    """Name, size and opener of every regular file; anything else but folders is refused."""
+_NOTHING = "nothing of it was written."
+
+
+@dataclass
+class _Budget:
+    """What an archive may unpack to: by the limits, by its own size, by the disk."""
+
+    archive: Archive
+    folder: Path
+    max_bytes: int
+    max_members: int
+    written: int = 0
+    members: int = 0
+
+    def __post_init__(self) -> None:
+        there = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        self.free = shutil.disk_usage(self.folder).free + there
+
+    def take(self, name: str, size: int) -> None:
+        """One member more.
+
+        Raises:
+            DataError: it is too much.
+        """
+        self.members, self.written = self.members + 1, self.written + size
+        if self.written > self.max_bytes or self.members > self.max_members:
+            raise DataError(
+                f"{self.archive.name} unpacks to more than {self.max_bytes:,} bytes or {self.max_members:,} files (at "
+                f"member {name}). No data set here is that large: is it the right file? If so, unpack it by hand; "
+                f"{_NOTHING}"
+            )
+        if self.written > MAX_RATIO * max(self.archive.size, 1 << 16):
+            raise DataError(
+                f"{self.archive.name} unpacks to more than {MAX_RATIO} times its {self.archive.size:,} bytes (at "
+                f"member {name}), as no data set does. If it is the right file, unpack it by hand; {_NOTHING}"
+            )
+        if self.written > self.free:
+            raise DataError(
+                f"{self.archive.name} unpacks to more than the {self.free:,} bytes that are free in "
+                f"{self.folder.parent}. Free some space; {_NOTHING}"
+            )
+
+
+def _members(
+    archive: Archive, budget: _Budget, progress: Progress
+) -> Iterator[tuple[str, int, Callable[[], IO[bytes] | None]]]:
+    """Name, size and opener of every regular file; anything else but folders is refused.
+
+    A zip's list is gone through as a whole first. A tar is read to the end of its file, behind which its checksum is.
+    """
     if archive.name.lower().endswith(".zip"):
         with zipfile.ZipFile(_Chained(archive.parts)) as packed:
-            done = 0
-            for member in packed.infolist():
-                if member.is_dir():
-                    continue
-                kind = member.external_attr >> 28
-                if kind not in (0, 0o10):
+            files = [member for member in packed.infolist() if not member.is_dir()]
+            listed = replace(budget)
+            for member in files:
+                if member.external_attr >> 28 not in (0, 0o10):
                     raise _refused(archive, member.filename, "a link or device")
+                _inside(archive, budget.folder, member.filename)
+                listed.take(member.filename, member.file_size)
+            done = 0
+            for member in files:
                 yield member.filename, member.file_size, lambda member=member: packed.open(member)  # type: ignore[misc]
                 done += member.compress_size
                 progress(done, archive.size)
         return
     source = _Chained(archive.parts)
-    with tarfile.open(fileobj=source, mode="r|*") as packed_tar:
+    with _unpacked(source) as stream, tarfile.open(fileobj=stream, mode="r|") as packed_tar:
         for entry in packed_tar:
             if entry.isdir():
                 continue
@@ -152,6 +223,29 @@ def _members(archive: Archive, progress: Progress) -> Iterator[tuple[str, int, C
                 raise _refused(archive, entry.name, "a link or device")
             yield entry.name, entry.size, lambda entry=entry: packed_tar.extractfile(entry)  # type: ignore[misc]
             progress(source.tell(), archive.size)
+        while stream.read(_CHUNK):
+            pass
+
+
+def _unpacked(source: _Chained) -> Any:
+    """The tar in ``source``, by what its first bytes say it is packed with."""
+    first = source.read(6)
+    source.seek(0)
+    if first.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=source)
+    if first.startswith(b"BZh"):
+        return bz2.BZ2File(source)
+    return lzma.LZMAFile(source) if first.startswith(b"\xfd7zXZ") else source
+
+
+def _move(archive: Archive, staging: Path, target: Path) -> None:
+    """Everything in ``staging`` to its place in ``target``, over what is there."""
+    files = [path for path in sorted(staging.rglob("*")) if path.is_file()]
+    places = [_inside(archive, target, path.relative_to(staging).as_posix()) for path in files]  # links, before any
+    for path, place in zip(files, places, strict=True):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(place)
+    shutil.rmtree(staging)
 
 
 def _inside(archive: Archive, target: Path, name: str) -> Path:
@@ -166,8 +260,8 @@ def _inside(archive: Archive, target: Path, name: str) -> Path:
 
 def _refused(archive: Archive, name: str, what: str) -> DataError:
     return DataError(
-        f"{archive.name}: member {name!r} is {what}, which no data set has. Nothing of it was written; "
-        "fetch the archive from where it is published."
+        f"{archive.name}: member {name!r} is {what}, which no data set has. Fetch the archive from where it is "
+        f"published; {_NOTHING}"
     )
 
 

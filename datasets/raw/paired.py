@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterWindow
 
 from cryobench.conf.dataset_spec import DatasetSpec
@@ -22,8 +22,11 @@ from cryobench.conf.errors import DataError, MissingDataError
 from cryobench.conf.terms import SPLITS, Split
 from cryobench.datasets.raw.rasters import make_tile, unequal_sizes
 from cryobench.datasets.raw.reader import RawTile, TileFiles, Window
+from cryobench.datasets.raw.source_files import require_plain, require_size
 
 _SUFFIXES = {".tif", ".tiff", ".png"}
+#: Others that GDAL has may refer to any file of this machine, whatever the name of the file that does.
+_DRIVERS = ["GTiff", "PNG"]
 
 
 def scan(spec: DatasetSpec, source: Path) -> list[TileFiles]:
@@ -70,6 +73,7 @@ def shape(files: TileFiles) -> tuple[int, int]:
     sizes = []
     for path in (files.image, files.mask):
         with _opened(path) as raster:
+            require_size(path, raster.height, raster.width, whole=False)
             sizes.append((int(raster.height), int(raster.width)))
     if sizes[0] != sizes[1]:
         raise unequal_sizes(files, *sizes)
@@ -110,6 +114,7 @@ def _listed(spec: DatasetSpec, source: Path, patterns: tuple[str, ...], split: S
         if folder.is_dir():
             found = sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES)
             if found:
+                require_plain(found, source)
                 return found
     raise MissingDataError(
         f"{source}: no {what} of '{spec.name}' for split '{split}'. Looked for *.tif and *.png in "
@@ -121,6 +126,7 @@ def _listed(spec: DatasetSpec, source: Path, patterns: tuple[str, ...], split: S
 def _raster(path: Path, window: Window | None) -> tuple[NDArray[Any], str | None, tuple[float, ...] | None]:
     """All bands of a file, or of the part of it that ``window`` covers."""
     with _opened(path) as raster:
+        require_size(path, raster.height, raster.width, whole=window is None)
         part = None
         if window is not None:
             height = min(window.height, raster.height - window.top)
@@ -135,7 +141,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as raster:
+            with DatasetReader(str(path), driver=_DRIVERS) as raster:
                 yield raster
     except RasterioError as error:
         raise DataError(

@@ -13,6 +13,9 @@ from cryobench.conf.errors import DataError
 from cryobench.conf.terms import IGNORE, Group
 from cryobench.datasets.raw.reader import RawTile, TileFiles, Window
 
+#: What a tile store holds as it is. Models take float32, to which 32-bit integers and float64 are rounded.
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+
 
 def make_tile(
     spec: DatasetSpec,
@@ -27,6 +30,7 @@ def make_tile(
     Raises:
         DataError: sizes that differ, NaN without ``nan_fill``, label values outside the coding.
     """
+    _require_dtype(files.image, image.dtype)
     if labels.shape != image.shape[1:]:
         raise unequal_sizes(files, image.shape[1:], labels.shape)
     absent = absent_pixels(spec, files.image, image)
@@ -50,6 +54,14 @@ def make_tile(
         chosen = image[members]
         groups[group] = np.ascontiguousarray(chosen if window is None else _filled_up(chosen, window, spec.nan_fill))
     return RawTile(groups, mask, crs, transform, missing or None)
+
+
+def _require_dtype(path: Path, dtype: np.dtype[Any]) -> None:
+    if dtype.name not in DTYPES:
+        raise DataError(
+            f"{path}: dtype {dtype}, expected one of {', '.join(DTYPES)}. Nothing is cast on the way: convert the "
+            "files to one of these, where that loses nothing (magnitude and phase of complex values as two bands)."
+        )
 
 
 def unequal_sizes(files: TileFiles, image: tuple[int, ...], mask: tuple[int, ...]) -> DataError:
@@ -80,6 +92,8 @@ def classes(spec: DatasetSpec, path: Path, raw: NDArray[Any]) -> NDArray[np.uint
     Raises:
         DataError: a value outside the coding; the message names the file, the value and the count.
     """
+    if raw.dtype.kind not in "uif":
+        raise DataError(f"{path}: labels of dtype {raw.dtype}, expected whole numbers.")
     codes = spec.mask_codes or {i: i for i in range(len(spec.classes))}
     mask = np.full(raw.shape, IGNORE, np.uint8)
     known = np.zeros(raw.shape, bool)

@@ -30,7 +30,7 @@ from cryobench.datasets.store.moments import Moments
 from cryobench.datasets.store.replacement import replace_store, settle
 from cryobench.datasets.store.tile_store import (
     ATTRIBUTE,
-    FORMAT,
+    CONTENT_FORMAT,
     INDEX,
     StoreInfo,
     read_info,
@@ -126,8 +126,8 @@ class _Conversion:
                 journal.flush()
                 progress(len(done), len(self.tiles))
         rows = [done[number] for number in range(len(self.tiles))]
-        info = describe(self.job, rows, first)
         write_index(self.staging / INDEX, [record_of(self.job, row) for row in rows])
+        info = describe(self.job, rows, first)
         root.attrs[ATTRIBUTE] = info.model_dump(mode="json")
         replace_store(self.staging, self.target)
         # Removed last: a replacement that is interrupted and undone still continues from it.
@@ -180,7 +180,7 @@ class _Conversion:
         def one(number: int) -> dict[str, Any]:
             files = self.tiles[number]
             tile = self.read(self.form, files)
-            self._check_like(first[files.split], tile, files)
+            self._check_like(first[files.split], first["train"], tile, files)
             named = tile.arrays()
             for name, values in named.items():
                 arrays[files.split, name][self.position[number]] = values
@@ -216,24 +216,28 @@ class _Conversion:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _check_like(self, first: RawTile, tile: RawTile, files: TileFiles) -> None:
+    def _check_like(self, first: RawTile, model: RawTile, tile: RawTile, files: TileFiles) -> None:
+        """Compare a tile with the first of its split in size, and with the first of all in what it holds."""
         if tile.mask.shape != first.mask.shape:
             raise DataError(
                 f"{files.image}: {tile.mask.shape[1]} x {tile.mask.shape[0]} pixels, the first tile of split "
                 f"'{files.split}' has {first.mask.shape[1]} x {first.mask.shape[0]}. "
-                "Tiles of a split must have one size."
+                "Tiles of a split must have one size; scenes of different sizes are cut into tiles by grid in the "
+                "data set's YAML."
             )
         for name, values in tile.groups.items():
-            expected = first.groups[name].dtype
+            expected = model.groups[name].dtype
             if values.dtype != expected:
                 raise DataError(
-                    f"{files.image}: dtype {values.dtype}, the first tile of split '{files.split}' has {expected}."
+                    f"{files.image}: dtype {values.dtype}, the first training tile has {expected}. All tiles of a "
+                    "data set must have one dtype, in all splits: convert the files that differ, where that loses "
+                    "nothing."
                 )
 
 
 def _fingerprint(spec: DatasetSpec, source: Path, tiles: list[TileFiles]) -> str:
     """What identifies a conversion: settings, and path, size and time of every raw file."""
-    digest = hashlib.sha256(f"{FORMAT}{spec.model_dump_json()}".encode())
+    digest = hashlib.sha256(f"{CONTENT_FORMAT}{spec.model_dump_json()}".encode())
     for files in tiles:
         for path in (files.image, files.mask):
             stat = path.stat()

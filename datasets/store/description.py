@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryobench.conf.dataset_spec import DatasetSpec, Statistics
+from cryobench.conf.digests import file_sha256
 from cryobench.conf.errors import CorruptDataError
 from cryobench.conf.terms import IGNORE, Split
 from cryobench.datasets.raw.reader import RawTile, TileFiles
@@ -19,11 +20,13 @@ from cryobench.datasets.store.moments import Moments
 from cryobench.datasets.store.percentiles import PERCENTILES, percentiles
 from cryobench.datasets.store.tile_store import (
     FORMAT,
+    INDEX,
     BandStatistics,
     GroupInfo,
     SplitInfo,
     StoreInfo,
     TileRecord,
+    description_digest,
     store_digest,
     tile_check,
 )
@@ -65,7 +68,10 @@ def record_of(job: Job, row: dict[str, Any]) -> TileRecord:
 
 
 def describe(job: Job, rows: list[dict[str, Any]], first: dict[Split, RawTile]) -> StoreInfo:
-    """All that is known of a store from its converted tiles, in order; ``first`` is the first tile of each split."""
+    """All that is known of a store from its converted tiles, in order, and from its index, which is there already.
+
+    ``first`` is the first tile of each split.
+    """
     spec = job.spec
     groups = {}
     for name, bands in spec.groups.items():
@@ -87,7 +93,7 @@ def describe(job: Job, rows: list[dict[str, Any]], first: dict[Split, RawTile]) 
         height, width = tile.mask.shape
         splits[split] = SplitInfo(tiles=len(mine), height=height, width=width, class_pixels=tuple(counts.tolist()))
     origin = job.source / ORIGIN_FILE
-    return StoreInfo(
+    info = StoreInfo(
         format=FORMAT,
         dataset=spec,
         origin=origin.read_text().strip() if origin.exists() else "files",
@@ -99,7 +105,9 @@ def describe(job: Job, rows: list[dict[str, Any]], first: dict[Split, RawTile]) 
         digest=store_digest(spec.classes, groups, [record_of(job, row) for row in rows]),
         source_fingerprint=job.fingerprint,
         written_by=f"cryobench {version('cryobench')}",
+        index_sha256=file_sha256(job.staging / INDEX),
     )
+    return info.model_copy(update={"described": description_digest(info.model_dump(mode="json"))})
 
 
 def _statistics(job: Job, name: str, dtype: np.dtype[Any], rows: list[dict[str, Any]]) -> BandStatistics:

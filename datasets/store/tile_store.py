@@ -10,16 +10,17 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from isal.isal_zlib import crc32
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import Field
 
 from cryobench.conf.dataset_spec import DatasetSpec, Statistics
 from cryobench.conf.errors import CorruptDataError, MissingDataError
@@ -27,7 +28,11 @@ from cryobench.conf.strict import Strict
 from cryobench.conf.terms import Split
 from cryobench.datasets.store.location import Location, locate
 
-FORMAT = 2
+#: 3 has digests of the description and of the index in it; what 2 and 3 hold is the same else.
+FORMAT = 3
+_READ = (2, 3)
+#: Enters the digest of the content, by which trials are named: formats that hold the same tiles keep it.
+CONTENT_FORMAT = 2
 INDEX = "index.parquet"
 ATTRIBUTE = "cryobench"
 
@@ -39,11 +44,11 @@ class BandStatistics(Strict):
     """
 
     mean: tuple[float, ...]
-    std: tuple[float, ...]
+    std: tuple[Annotated[float, Field(ge=0)], ...]
     min: tuple[float, ...]
     max: tuple[float, ...]
     percentiles: dict[int, tuple[float, ...]]
-    missing: tuple[float, ...]
+    missing: tuple[Annotated[float, Field(ge=0, le=1)], ...]
 
 
 class SplitInfo(Strict):
@@ -65,7 +70,11 @@ class GroupInfo(Strict):
 
 
 class StoreInfo(Strict):
-    """All that is known of a store without reading a tile."""
+    """All that is known of a store without reading a tile.
+
+    ``digest`` is of the tiles, and names the store in its trials; ``index_sha256`` of the index file; ``described`` of
+    all other fields here, `description_digest`.
+    """
 
     format: int
     dataset: DatasetSpec
@@ -78,6 +87,8 @@ class StoreInfo(Strict):
     digest: str
     source_fingerprint: str
     written_by: str
+    index_sha256: str = ""
+    described: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,9 +125,15 @@ def read_info(path: Path | str) -> StoreInfo:
     try:
         attributes = json.loads(folder.read("zarr.json"))["attributes"][ATTRIBUTE]
         found = attributes.get("format")
-        if found != FORMAT:
+        if found not in _READ:
             raise CorruptDataError(
-                f"{path} has store format {found}, this release reads {FORMAT}. Prepare the data set again."
+                f"{path} has store format {found}, this release reads {' and '.join(map(str, _READ))}. Prepare the "
+                "data set again."
+            )
+        if found >= 3 and attributes.get("described") != description_digest(attributes):
+            raise CorruptDataError(
+                f"{folder}/zarr.json is not what was written: statistics, classes or bands in it were changed, and do "
+                f"not fit its digest any more. Bring it back from a copy, or prepare '{name}' again."
             )
         return StoreInfo.model_validate(attributes)
     except FileNotFoundError as error:
@@ -129,8 +146,14 @@ def read_info(path: Path | str) -> StoreInfo:
             else f"run: cryobench data prepare {name} --source DIR (or: cryobench data synth {name})"
         )
         raise MissingDataError(f"No tile store {folder}: {what}.") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _not_whole(folder, name, error) from error
+
+
+def description_digest(attributes: Mapping[str, Any]) -> str:
+    """SHA-256 over a store's description as plain JSON data, without the field that holds this digest."""
+    plain = {name: value for name, value in attributes.items() if name != "described"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def staging_path(path: Path) -> Path:
@@ -147,14 +170,14 @@ def tile_digest(array: NDArray[Any]) -> str:
 
 def tile_check(array: NDArray[Any]) -> int:
     """CRC-32 over the values of one tile, many times faster than `tile_digest`."""
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return int(crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data))
 
 
 def store_digest(classes: tuple[str, ...], groups: dict[str, GroupInfo], records: list[TileRecord]) -> str:
     """The digest of a whole store: classes, channels, and every tile's content in order. No names of files."""
     digest = hashlib.sha256()
     plain = {name: [list(group.bands), group.dtype] for name, group in groups.items()}
-    digest.update(json.dumps([FORMAT, list(classes), plain], sort_keys=True).encode())
+    digest.update(json.dumps([CONTENT_FORMAT, list(classes), plain], sort_keys=True).encode())
     for record in records:
         digest.update(json.dumps([record.split, record.index, sorted(record.digests.items())]).encode())
     return digest.hexdigest()
@@ -240,9 +263,12 @@ class TileStore:
         import pyarrow.parquet as pq
 
         try:
-            rows = pq.read_table(io.BytesIO(self._folder.read(INDEX))).to_pylist()
+            content = self._folder.read(INDEX)
+            if (expected := self.info.index_sha256) and hashlib.sha256(content).hexdigest() != expected:
+                raise ValueError("it is not the file that was written")
+            rows = pq.read_table(io.BytesIO(content)).to_pylist()
         except (OSError, ValueError) as error:
-            raise CorruptDataError(f"{self.path}/{INDEX} cannot be read ({error}). {_again(self.info)}.") from error
+            raise CorruptDataError(f"{self.path}/{INDEX} cannot be used ({error}). {_again(self.info)}.") from error
         found: dict[str, list[TileRecord]] = {split: [] for split in self.info.splits}
         for row in rows:
             for name in ("digests", "checks"):

@@ -30,6 +30,13 @@ def default_uri(storage: Path) -> str:
     return f"sqlite:///{storage / 'mlflow.db'}"
 
 
+def _require_file(uri: str) -> None:
+    """Look at an embedded database's file first: MLflow tries for minutes to open what is none."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and path.exists() and not path.is_file():
+        raise IsADirectoryError(f"{path} is no file")
+
+
 @dataclass
 class Tracker:
     """One sweep's experiment.
@@ -52,6 +59,7 @@ class Tracker:
         from mlflow import MlflowClient
 
         with explained(self.uri):
+            _require_file(self.uri)
             self._client: Any = MlflowClient(tracking_uri=self.uri)
             experiment = self._find_experiment()
             self._experiment = str(experiment.experiment_id)

@@ -220,7 +220,7 @@ def _last_time(path: Path) -> float:
     for line in reversed(lines):
         try:
             return float(json.loads(line)["time"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return 0.0
 
@@ -229,7 +229,7 @@ def _plain(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is none or only half of one."""
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,51 @@ def test_extra_and_misshaped_tensors_are_errors(tmp_path: Path, content: dict[st
     content["model"]["encoder.stages.0.0.weight"] = torch.zeros(4, 5, 3, 3)
     with pytest.raises(BadCheckpointError, match=r"1 extra: head.weight; 1 of another shape: stages.0.0.weight"):
         load(tmp_path, content)
+
+
+def whole_numbers(state: dict[Any, Any], name: str) -> None:
+    state[name] = state[name].to(torch.int64)
+
+
+def imaginary(state: dict[Any, Any], name: str) -> None:
+    state[name] = state[name].to(torch.complex64)
+
+
+def no_numbers(state: dict[Any, Any], name: str) -> None:
+    state[name] = state[name] * float("nan")
+
+
+def sparse(state: dict[Any, Any], name: str) -> None:
+    state[name] = state[name].to_sparse()
+
+
+def numbered(state: dict[Any, Any], name: str) -> None:
+    state[7] = state.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (whole_numbers, "1 of a kind that would be cast: .* torch.int64 instead of torch.float32"),
+        (imaginary, "torch.complex64 instead of torch.float32"),
+        (no_numbers, "1 with infinite values or no numbers: "),
+        (sparse, "which holds no plain values .torch.sparse_coo"),
+        (numbered, "7, a name that is no text"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_errors(
+    tmp_path: Path, content: dict[str, Any], change: Callable[[dict[Any, Any], str], None], said: str
+) -> None:
+    change(content["model"], next(name for name in content["model"] if name.endswith("weight")))
+    with pytest.raises(BadCheckpointError, match=said):
+        load(tmp_path, content)
+
+
+def test_half_precision_weights_load(tmp_path: Path, content: dict[str, Any]) -> None:
+    half = {name: t.half() if t.is_floating_point() else t for name, t in content["model"].items()}
+    model = load(tmp_path, {"model": half})
+    name, tensor = next(iter(model.state_dict().items()))
+    assert torch.equal(tensor, half[f"encoder.{name}"].float())
 
 
 def test_named_exceptions_are_accepted(tmp_path: Path, content: dict[str, Any]) -> None:

@@ -103,12 +103,10 @@ class Checkpoints:
             UnusableCheckpointError: it is damaged. Other errors of reading are not its fault: a disk that is not there
                 for a moment must not cost the trial its progress.
         """
-        try:
-            content = (self._folder / _POINTER).read_bytes()
-        except FileNotFoundError:
+        if not (self._folder / _POINTER).exists():
             return None
         try:
-            self._pointer = json.loads(content)
+            self._pointer = read_pointer(self._folder)
             tensors = self._tensors("latest")
             plain = self._pointer["training"]
             if self._pointer.get("training_sha256", _plain_digest(plain)) != _plain_digest(plain):
@@ -144,7 +142,7 @@ class Checkpoints:
             ValueError, KeyError, OSError: there is no such file, or it is damaged.
         """
         if not self._pointer:
-            self._pointer = json.loads((self._folder / _POINTER).read_text())
+            self._pointer = read_pointer(self._folder)
         return _part(self._tensors("best"), "model")
 
     def save(self, state: TrainingState, is_best: bool) -> None:
@@ -211,6 +209,21 @@ class Checkpoints:
         if file_sha256(path) != entry["sha256"]:
             raise ValueError(f"{path.name} is not what was written (another digest)")
         return path
+
+
+def read_pointer(folder: Path) -> dict[str, Any]:
+    """What a trial's folder says of its checkpoints.
+
+    Raises:
+        ValueError, OSError: it says nothing that can be read.
+    """
+    try:
+        plain = json.loads((folder / _POINTER).read_bytes())
+    except RecursionError as error:
+        raise ValueError(f"{_POINTER} is nested too deeply") from error
+    if not isinstance(plain, dict) or not all(isinstance(plain.get(name, {}), dict) for name in ("latest", "best")):
+        raise ValueError(f"{_POINTER} is not what was written")
+    return plain
 
 
 def weights_digest(model: dict[str, Tensor]) -> str:

@@ -122,7 +122,7 @@ def read_record(path: Path, current: int, migrations: Mapping[int, Callable[[dic
         plain = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise RecordError(f"{path} is damaged: it is not whole JSON ({error}).") from error
     if not isinstance(plain, dict):
         raise RecordError(f"{path} is damaged: it holds {type(plain).__name__}, expected an object.")
@@ -134,8 +134,11 @@ def read_record(path: Path, current: int, migrations: Mapping[int, Callable[[dic
             f"{path} has format {found}, this release reads up to {current}: it was written by a later cryobench. "
             "Update cryobench where you run this command; nothing was changed."
         )
-    for number in range(found, current):
-        plain = migrations[number](plain)
+    try:
+        for number in range(found, current):
+            plain = migrations[number](plain)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise RecordError(f"{path} is damaged: it lacks what format {found} has ({error}).") from error
     return plain
 
 
@@ -169,6 +172,8 @@ def _behind_fence(path: Path, action: Callable[[], T]) -> T:
             fence.require()
         try:
             done = action()
+        except IsADirectoryError as error:
+            raise RecordError(f"{path} is a folder, where a file is expected. Remove it.") from error
         except OSError as error:
             explained = storage_trouble(error, path)
             if explained is None:
@@ -184,13 +189,13 @@ def _behind_fence(path: Path, action: Callable[[], T]) -> T:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole JSON lines of a file; torn ones are left out."""
-    if not path.exists():
+    if not path.is_file():
         return []
     found = []
     for line in path.read_text(errors="replace").split("\n"):
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(value, dict):
             found.append(value)

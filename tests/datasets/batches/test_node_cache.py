@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cryobench.conf.errors import CorruptDataError, DiskFullError
-from cryobench.datasets.batches import node_cache
+from cryobench.datasets.batches import cache_check, node_cache
 from cryobench.datasets.batches.node_cache import Neighbour, StoredTiles, decoded_bytes, open_tiles
 from cryobench.datasets.batches.tile_source import CachedTiles
 from cryobench.datasets.store.tile_store import TileStore
@@ -115,6 +115,12 @@ def longer(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"more")
 
 
+def other_bits(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[128::997] = bytes(byte ^ 1 for byte in content[128::997])
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -124,6 +130,7 @@ def longer(path: Path) -> None:
         (lambda path: path.write_bytes(b"no array at all"), "train-optical.npy cannot be read"),
         (other_shape, r"train-optical.npy holds uint8 \(7, 3, 64, 64\), expected uint8 \(8, 3, 64, 64\)"),
         (longer, r"train-optical.npy has [\d,]+ bytes, expected"),
+        (other_bits, r"tile 0 of train-optical.npy is not what was written there"),
         (lambda path: (path.parent / "complete.json").unlink(), "complete.json is missing"),
     ],
 )
@@ -222,3 +229,41 @@ def test_what_else_lies_there_counts_and_goes_first(glid_store: TileStore, data_
     open_tiles(other_store, cache, decoded_bytes(other_store) + size + 500, neighbours=lambda: others)
     assert [other.folder.exists() for other in others] == [False, False, True]
     assert not entry.exists()  # what runs stays, so the store had to make room
+
+
+def test_an_entry_is_checked_once_a_process_and_after_every_change(
+    glid_store: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[int] = []
+    real = cache_check.tile_check
+    monkeypatch.setattr(cache_check, "tile_check", lambda array: (checked.append(array.nbytes), real(array))[1])
+    open_tiles(glid_store, tmp_path, LIMIT)
+    everything = sum(checked)
+    assert everything == decoded_bytes(glid_store)
+    open_tiles(glid_store, tmp_path, LIMIT)
+    assert sum(checked) == everything
+    path = tmp_path / glid_store.info.digest[:24] / "test-mask.npy"
+    os.utime(path, (1, 1))
+    open_tiles(glid_store, tmp_path, LIMIT)
+    assert sum(checked) - everything == glid_store.info.splits["test"].tiles * 64 * 64
+
+
+def test_another_process_checks_for_itself(glid_store: TileStore, tmp_path: Path) -> None:
+    """What an earlier process found whole may have changed since, with size and time as they were."""
+    open_tiles(glid_store, tmp_path, LIMIT)
+    path = tmp_path / glid_store.info.digest[:24] / "train-optical.npy"
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    with path.open("r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from cryobench.datasets.batches.node_cache import open_tiles\n"
+        "from cryobench.datasets.store.tile_store import TileStore\n"
+        "open_tiles(TileStore(Path(sys.argv[1])), Path(sys.argv[2]), 10**9, tell=print)"
+    )
+    command = [sys.executable, "-c", script, str(glid_store.path), str(tmp_path)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "tile 7 of train-optical.npy is not what was written there. It is built again" in told

@@ -1,6 +1,7 @@
 """Downloaded archives: unpacked whole, once, and never outside their folder."""
 
 import io
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -67,11 +68,13 @@ def test_an_interrupted_unpacking_goes_on(raw_glid: Path, tmp_path: Path, monkey
     with pytest.raises(KeyboardInterrupt):
         unpack(archive, tmp_path / "out")
     monkeypatch.setattr(archives, "_write", real)
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("[!.]*.*")}
+    begun = tmp_path / ".out.glid.zip.partial"
+    before = {p.relative_to(begun): p.stat().st_mtime_ns for p in begun.rglob("[!.]*.*")}
     assert len(before) == 5
+    assert not (tmp_path / "out").exists()
     unpack(archive, tmp_path / "out")
-    assert all(p.stat().st_mtime_ns == time for p, time in before.items())
-    assert not list((tmp_path / "out").rglob("*.part"))
+    assert all((tmp_path / "out" / name).stat().st_mtime_ns == time for name, time in before.items())
+    assert not list(tmp_path.rglob("*.part*"))
     monkeypatch.setattr(archives, "_write", None)
     unpack(archive, tmp_path / "out")  # whole: not even looked into
 
@@ -123,6 +126,75 @@ def test_sizes_are_limited(raw_glid: Path, tmp_path: Path) -> None:
         unpack(archive, tmp_path / "a", max_bytes=20_000)
     with pytest.raises(DataError, match="or 3 files"):
         unpack(archive, tmp_path / "b", max_members=3)
+
+
+def test_a_checksum_behind_the_last_member_is_read(raw_glid: Path, tmp_path: Path) -> None:
+    """One bit of the content, where the packing itself does not notice it."""
+    with tarfile.open(tmp_path / "glid.tar.gz", "w:gz", compresslevel=0) as packed:
+        packed.add(raw_glid, "glid")
+    content = bytearray((tmp_path / "glid.tar.gz").read_bytes())
+    content[content.index(b"II*\x00") + 2000] ^= 1
+    (tmp_path / "glid.tar.gz").write_bytes(content)
+    with pytest.raises(DataError, match=r"is damaged or not whole \(CRC check failed.*nothing of it was written"):
+        unpack(*archives_at(tmp_path / "glid.tar.gz"), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["glid.tar.gz"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_of_a_refused_archive_nothing_is_written(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"x.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as packed:
+            packed.writestr("good.tif", b"good")
+            packed.writestr("../bad.tif", b"bad")
+    else:
+        with tarfile.open(path, "w") as packed_tar:
+            for name in ("good.tif", "../bad.tif"):
+                entry = tarfile.TarInfo(name)
+                entry.size = 4
+                packed_tar.addfile(entry, io.BytesIO(b"what"))
+    with pytest.raises(DataError, match="nothing of it was written"):
+        unpack(*archives_at(path), tmp_path / "out")
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("name", ["bomb.zip", "bomb.tar.gz"])
+def test_a_bomb_is_refused_before_it_fills_the_disk(tmp_path: Path, name: str) -> None:
+    zeros = bytes(64 << 20)
+    if name.endswith("zip"):
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as packed:
+            packed.writestr("zeros.tif", zeros)
+    else:
+        entry = tarfile.TarInfo("zeros.tif")
+        entry.size = len(zeros)
+        with tarfile.open(tmp_path / name, "w:gz") as packed_tar:
+            packed_tar.addfile(entry, io.BytesIO(zeros))
+    with pytest.raises(DataError, match=r"unpacks to more than 200 times its [\d,]+ bytes \(at member zeros.tif\)"):
+        unpack(*archives_at(tmp_path / name), tmp_path / "out")
+    assert [found.name for found in tmp_path.iterdir()] == [name]
+
+
+def test_more_than_the_disk_has_left_is_refused(
+    raw_glid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (archive,) = archives_at(pack(raw_glid, tmp_path / "glid.zip"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 1000))  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match=r"more than the 1,\d{3} bytes that are free"):
+        unpack(archive, tmp_path / "out")
+
+
+def test_a_password_or_an_unknown_method_is_explained(tmp_path: Path) -> None:
+    path = evil_zip(tmp_path / "x.zip", "a.tif")
+    content = path.read_bytes()
+    central = content.index(b"PK\x01\x02")
+    locked, unknown = bytearray(content), bytearray(content)
+    locked[6] |= 1
+    locked[central + 8] |= 1
+    unknown[8:10] = unknown[central + 10 : central + 12] = (99).to_bytes(2, "little")
+    for changed in (locked, unknown):
+        path.write_bytes(changed)
+        with pytest.raises(DataError, match=r"cannot be unpacked here \(.*Unpack it by hand"):
+            unpack(*archives_at(path), tmp_path / "out")
 
 
 def test_a_truncated_archive_is_explained(raw_glid: Path, tmp_path: Path) -> None:

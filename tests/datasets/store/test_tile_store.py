@@ -1,6 +1,8 @@
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,9 +10,17 @@ import pytest
 import rasterio
 
 from cryobench.conf.compose import load_dataset
+from cryobench.conf.digests import file_sha256
 from cryobench.conf.errors import CorruptDataError, DataError, MissingDataError
 from cryobench.datasets.store.convert import convert
-from cryobench.datasets.store.tile_store import TileStore, read_info, staging_path, tile_check, tile_digest
+from cryobench.datasets.store.tile_store import (
+    TileStore,
+    description_digest,
+    read_info,
+    staging_path,
+    tile_check,
+    tile_digest,
+)
 from cryobench.datasets.store.verify import verify
 from cryobench.datasets.synth.generate import generate
 
@@ -138,7 +148,7 @@ def test_tiles_of_other_size_or_dtype_are_refused(raw_glid: Path, tmp_path: Path
     profile = {"driver": "GTiff", "count": 3, "height": 64, "width": 64}
     with rasterio.open(path, "w", dtype="uint16", **profile) as raster:
         raster.write(np.zeros((3, 64, 64), np.uint16))
-    with pytest.raises(DataError, match=r"0002.tif: dtype uint16, the first tile of split 'train' has uint8"):
+    with pytest.raises(DataError, match=r"0002.tif: dtype uint16, the first training tile has uint8"):
         convert(GLID, folder, tmp_path / "a.zarr")
     for where in ("images", "masks"):
         count = 3 if where == "images" else 1
@@ -218,7 +228,8 @@ def relabelled(store: TileStore, value: int) -> TileStore:
             row["digests"] = [*dict(row["digests"], mask=tile_digest(mask)).items()]
             row["checks"] = [*dict(row["checks"], mask=tile_check(mask)).items()]
     pq.write_table(pa.Table.from_pylist(rows, table.schema), path / "index.parquet")
-    return TileStore(path)
+    index = {"index_sha256": file_sha256(path / "index.parquet")}
+    return TileStore(edited(store, lambda mine: mine.update(index), knowingly=True))
 
 
 def test_verify_finds_a_wrong_label(glid_store: TileStore, tmp_path: Path) -> None:
@@ -245,9 +256,92 @@ def test_a_store_is_plain_zarr(glid_store: TileStore) -> None:
 def test_verify_finds_a_foreign_index(glid_store: TileStore, tmp_path: Path) -> None:
     store = damaged(glid_store, tmp_path)
     attributes = json.loads((store.path / "zarr.json").read_text())
-    attributes["attributes"]["cryobench"]["digest"] = "0" * 64
+    mine = attributes["attributes"]["cryobench"]
+    mine["digest"] = "0" * 64
+    mine["described"] = description_digest(mine)
     (store.path / "zarr.json").write_text(json.dumps(attributes))
     assert any("index does not belong" in problem for problem in verify(TileStore(store.path)))
+
+
+def edited(store: TileStore, change: Callable[[dict[str, Any]], object], *, knowingly: bool) -> Path:
+    """The store with another description; ``knowingly`` with the digest that fits it."""
+    path = Path(store.path) / "zarr.json"
+    plain = json.loads(path.read_text())
+    mine = plain["attributes"]["cryobench"]
+    change(mine)
+    if knowingly:
+        mine["described"] = description_digest(mine)
+    path.write_text(json.dumps(plain))
+    return Path(store.path)
+
+
+def ten_times_std(mine: dict[str, Any]) -> None:
+    statistics = mine["groups"]["optical"]["statistics"]
+    statistics["std"] = [10 * value for value in statistics["std"]]
+
+
+def test_statistics_that_were_changed_are_noticed(glid_store: TileStore, tmp_path: Path) -> None:
+    changed = edited(damaged(glid_store, tmp_path / "a"), ten_times_std, knowingly=False)
+    with pytest.raises(CorruptDataError, match=r"zarr.json is not what was written: statistics"):
+        read_info(changed)
+    changed = edited(damaged(glid_store, tmp_path / "b"), ten_times_std, knowingly=True)
+    (problem,) = verify(TileStore(changed))
+    assert "the std of optical in the training split is [" in problem
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_statistics_that_are_no_numbers_are_refused(glid_store: TileStore, tmp_path: Path, value: float) -> None:
+    def change(mine: dict[str, Any]) -> None:
+        mine["groups"]["optical"]["statistics"]["std"][0] = value
+
+    changed = edited(damaged(glid_store, tmp_path), change, knowingly=True)
+    with pytest.raises(CorruptDataError, match="is not a whole tile store"):
+        read_info(changed)
+
+
+def test_a_store_of_the_former_format_is_read_and_verified(glid_store: TileStore, tmp_path: Path) -> None:
+    def former(mine: dict[str, Any]) -> None:
+        mine["format"] = 2
+        del mine["described"], mine["index_sha256"]
+
+    store = TileStore(edited(damaged(glid_store, tmp_path), former, knowingly=False))
+    assert store.info.digest == glid_store.info.digest
+    assert verify(store) == []
+    ten = TileStore(edited(store, ten_times_std, knowingly=False))
+    assert "the std of optical" in verify(ten)[0]
+
+
+def test_an_index_that_was_changed_is_noticed(glid_store: TileStore, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    store = damaged(glid_store, tmp_path)
+    path = Path(store.path) / "index.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table, path, compression="none")
+    with pytest.raises(CorruptDataError, match="index.parquet cannot be used .it is not the file that was written"):
+        store.records("train")
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "int64"])
+def test_dtypes_that_would_be_cast_are_refused(raw_glid: Path, tmp_path: Path, dtype: str) -> None:
+    folder = tmp_path / "glid"
+    shutil.copytree(raw_glid, folder)
+    profile = {"driver": "GTiff", "count": 3, "height": 64, "width": 64}
+    for path in (folder / "train" / "images").iterdir():
+        with rasterio.open(path, "w", dtype=dtype, **profile) as raster:
+            raster.write(np.ones((3, 64, 64), dtype))
+    with pytest.raises(DataError, match=rf"dtype {dtype}, expected one of uint8, .*Nothing is cast"):
+        convert(GLID, folder, tmp_path / "glid.zarr")
+
+
+def test_one_dtype_holds_for_all_splits(raw_glid: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "glid"
+    shutil.copytree(raw_glid, folder)
+    for path in (folder / "val" / "images").iterdir():
+        with rasterio.open(path, "w", dtype="int32", driver="GTiff", count=3, height=64, width=64) as raster:
+            raster.write(np.ones((3, 64, 64), np.int32))
+    with pytest.raises(DataError, match=r"dtype int32, the first training tile has uint8"):
+        convert(GLID, folder, tmp_path / "glid.zarr")
 
 
 def test_what_is_no_store_is_explained(glid_store: TileStore, tmp_path: Path) -> None:
@@ -260,7 +354,7 @@ def test_what_is_no_store_is_explained(glid_store: TileStore, tmp_path: Path) ->
     attributes = json.loads((store.path / "zarr.json").read_text())
     attributes["attributes"]["cryobench"]["format"] = 99
     (store.path / "zarr.json").write_text(json.dumps(attributes))
-    with pytest.raises(CorruptDataError, match="has store format 99, this release reads 2"):
+    with pytest.raises(CorruptDataError, match="has store format 99, this release reads 2 and 3"):
         read_info(store.path)
 
 
