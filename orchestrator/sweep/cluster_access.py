@@ -17,6 +17,8 @@ from pathlib import Path
 from cryobench.conf.errors import ConfigError
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+#: How a Ray 2.60 that is no part of a cluster is told so, on any system: else it listens on all addresses.
+_LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 _REFUSED = 3
 #: Asks the cluster for its nodes in a process of its own: Ray reads its mode once a process.
 _ASK = f"""
@@ -34,13 +36,14 @@ _PATIENCE_S = 30.0
 def prepare_access(address: str | None) -> None:
     """Set what Ray needs to be let in, before it is started or connected to.
 
-    A Ray of this process's own gets a token that lives and ends with it, so that nothing is written into the home
-    folder. Of a cluster at ``address`` it is found out whether it asks for one.
+    A Ray of this process's own listens on the loopback address alone, and gets a token that lives and ends with it, so
+    that nothing is written into the home folder. Of a cluster at ``address`` it is found out whether it asks for one.
 
     Raises:
         ConfigError: nothing listens at ``address``, it is no Ray cluster, or it asks for a token that is not here.
     """
     if address is None:
+        os.environ.setdefault(*_LOOPBACK)
         if MODE not in os.environ and not _token_is_here():
             os.environ[TOKEN] = secrets.token_hex(32)
         return

@@ -1,0 +1,56 @@
+"""A Ray of a sweep's own: who can reach it, and who is let in."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+#: Starts Ray as a sweep does, tells where everything of it listens, and lets a stranger try.
+SCRIPT = """
+import json, os, subprocess, sys
+from pathlib import Path
+import psutil
+from cryobench.orchestrator.sweep.ray_session import ray_session
+told = sys.stdout
+with ray_session(None, Path(sys.argv[1])):
+    import ray
+    ray.get(ray.remote(lambda: 1).remote())
+    me = psutil.Process()
+    mine = {me.pid, *(child.pid for child in me.children(recursive=True))}
+    listening = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid in mine}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    stranger = subprocess.Popen(
+        [sys.executable, "-c", sys.argv[2], ray.get_runtime_context().gcs_address],
+        env=clean | {"HOME": sys.argv[3], "RAY_AUTH_MODE": sys.argv[4], "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        said, _ = stranger.communicate(timeout=30)
+    except subprocess.TimeoutExpired:  # Ray tries on and on
+        stranger.kill()
+        said, _ = stranger.communicate()
+    print(json.dumps({"listening": sorted(listening), "stranger": said}), file=told)
+"""
+STRANGER = """
+import sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+print(ray.get(ray.remote(lambda: "code of a stranger ran").remote()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["disabled", "token"])
+def test_only_this_machine_reaches_it_and_only_with_its_token(tmp_path: Path, mode: str) -> None:
+    home = tmp_path / "home"
+    (home / ".ray").mkdir(parents=True)
+    (home / ".ray" / "auth_token").write_text("0" * 64)  # another one
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "ray.log"), STRANGER, str(home), mode]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(command, env=clean | {"HOME": str(tmp_path)}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert {ip.removeprefix("::ffff:") for ip in found["listening"]} == {"127.0.0.1"}
+    assert "code of a stranger ran" not in found["stranger"]
+    assert "Unauthenticated" in found["stranger"] or "AuthenticationError" in found["stranger"]
