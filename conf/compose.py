@@ -34,6 +34,8 @@ GROUPS = ("encoder", "dataset", "regime", "sweep", "protocol", "resources")
 _SINGULAR = {"encoder": "encoders", "dataset": "datasets", "regime": "regimes", "seed": "seeds"}
 #: Lists in the primary configuration that sweeps refer to.
 _SHORTHANDS = ("systems", "benchmark")
+#: Characters of an override: Hydra's grammar takes half a minute for a hundred thousand.
+_LONGEST = 5000
 #: What no override may change.
 _FILE_ONLY = "for_table"
 #: Fields that are paths of a machine, and enter no result.
@@ -50,6 +52,11 @@ def load_sweep(overrides: Sequence[str] = (), config_dir: Path | None = None) ->
         ConfigError: an override or value that cannot be used; the message names the field.
     """
     for override in overrides:
+        if len(override) > _LONGEST:
+            raise ConfigError(
+                f"The override {override[:60]}… has {len(override):,} characters, expected at most {_LONGEST:,}. Write a "
+                "sweep of your own, CONFIG_DIR/sweep/NAME.yaml."
+            )
         if override.lstrip("+~").partition("=")[0] == _FILE_ONLY:
             raise ConfigError(
                 f"Found the override {override}; expected {_FILE_ONLY} in a sweep's file alone: it says that published "
@@ -164,11 +171,10 @@ class Library:
             group, _, value = override.lstrip("+").partition("=")
             if group in GROUPS and value in self.known(group):
                 self._checked_file(group, value)
-        plain = self._resolved(
+        return self._resolved(
             lambda: compose(config_name=config, overrides=[*self._overrides, *overrides]),
             f"{config} with {' '.join(overrides)[:300] or 'no overrides'}",
         )
-        return {str(key): value for key, value in plain.items()}
 
     def _checked_file(self, group: str, name: str, above: tuple[tuple[str, str], ...] = ()) -> dict[str, Any]:
         """A file of a group through the door for YAML, and with it all that it is built upon."""
@@ -191,7 +197,7 @@ class Library:
         """Plain data with all interpolations in it, but for the environment's outside of paths."""
         with _environment_for_paths_alone():
             try:
-                plain = OmegaConf.to_container(build(), resolve=True)
+                plain: Any = OmegaConf.to_container(build(), resolve=True)
             except (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError) as error:
                 reason = " ".join(str(error).strip().splitlines()[:3])[:600]
                 raise ConfigError(
@@ -200,7 +206,7 @@ class Library:
                 ) from error
         if not isinstance(plain, dict):
             raise ConfigError(f"{what}: expected 'field: value' lines, found {type(plain).__name__}.")
-        return plain
+        return {str(key): value for key, value in plain.items()}
 
 
 def _named_in(entry: object, group: str) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,6 @@ from cryobench.conf.terms import Modality, Setting, Variant
 MONTH_S = 30 * 86_400.0
 Seconds = Annotated[float, Field(ge=0.01, le=MONTH_S)]
 Rate = Annotated[float, Field(gt=0)]
-Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 # --- encoders --------------------------------------------------------------------------------------------
 
@@ -134,7 +133,7 @@ class ProtocolSpec(Strict):
     crops_per_tile: Annotated[int, Field(ge=1, le=10_000)] = 1
     eval_every: Annotated[int, Field(ge=1, le=100_000)] = 5
     eval_batch_size: Annotated[int, Field(ge=1, le=65_536)] = 8
-    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.05
     lr_milestones: tuple[Fraction, ...] = (0.6, 0.9)
     lr_gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
@@ -150,6 +149,13 @@ class ProtocolSpec(Strict):
     cpu_threads: Annotated[int, Field(ge=1, le=1024)] = Field(
         default=1, description="threads of a trial on the CPU; part of the identity because sums round with it"
     )
+
+    @field_validator("betas")
+    @classmethod
+    def _below_one(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError(f"expected two numbers from 0 up to but not 1, got {list(value)}")
+        return value
 
     @field_validator("lr_milestones")
     @classmethod

@@ -94,4 +94,6 @@ def _children(node: yaml.Node) -> Iterator[yaml.Node]:
 
 
 def _kind(node: yaml.Node) -> str:
-    return {"sequence": "list", "mapping": "mapping"}.get(node.id, "single value")
+    if isinstance(node, yaml.MappingNode):
+        return "mapping"
+    return "list" if isinstance(node, yaml.SequenceNode) else "single value"

@@ -33,6 +33,11 @@ TINY = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole sweeps first: files are handed to processes in this order, and the longest should not be the last."""
+    items.sort(key=lambda item: "sweep" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def raw_glid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Raw files of generated lakes, 64 px."""

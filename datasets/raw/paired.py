@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
@@ -141,7 +142,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with DatasetReader(str(path), driver=_DRIVERS) as raster:
+            with rasterio.Env(), DatasetReader(str(path), driver=_DRIVERS) as raster:
                 yield raster
     except RasterioError as error:
         raise DataError(

@@ -39,7 +39,7 @@ ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (b"defaults: [nobody]", "Cannot compose"),
         (b"defaults: 7", "defaults: expected a list"),
         (b"", "title: Field required"),
-        (b"1: 2", "Keys should be strings"),
+        (b"1: 2", "1: no such field"),
     ],
 )
 def test_a_file_is_refused_with_one_message(tmp_path: Path, content: bytes, said: str) -> None:
