@@ -54,8 +54,8 @@ def load_sweep(overrides: Sequence[str] = (), config_dir: Path | None = None) ->
     for override in overrides:
         if len(override) > _LONGEST:
             raise ConfigError(
-                f"The override {override[:60]}… has {len(override):,} characters, expected at most {_LONGEST:,}. Write a "
-                "sweep of your own, CONFIG_DIR/sweep/NAME.yaml."
+                f"The override {override[:60]}… has {len(override):,} characters, expected at most {_LONGEST:,}. Write "
+                "a sweep of your own, CONFIG_DIR/sweep/NAME.yaml."
             )
         if override.lstrip("+~").partition("=")[0] == _FILE_ONLY:
             raise ConfigError(
