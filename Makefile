@@ -33,8 +33,9 @@ demo: setup ## Generate two data sets, sweep 24 trials over them, print the lead
 test: setup ## Run the quick tests.
 	$(BIN)/python -m pytest -m "not slow and not faults" -n 2 --dist loadfile -q
 
-test-slow: setup ## Run the slow tests, one after the other: some need most of the memory.
-	$(BIN)/python -m pytest -m "slow and not faults" -q
+test-slow: setup ## Run the slow tests; those that run whole sweeps one after the other.
+	$(BIN)/python -m pytest -m "slow and not alone and not faults" -n 2 --dist load -q
+	$(BIN)/python -m pytest -m "slow and alone and not faults" -q
 
 test-faults: setup ## Run sweeps while workers, nodes, drivers, servers and networks fail; prints a table.
 	$(BIN)/python -m pytest -m faults -q -s

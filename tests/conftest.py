@@ -34,8 +34,14 @@ TINY = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole sweeps first: files are handed to processes in this order, and the longest should not be the last."""
+    """Whole sweeps first: files are handed to processes in this order, and the longest should not be the last.
+
+    Slow ones are alone: each takes both cores, or says how long something takes.
+    """
     items.sort(key=lambda item: "sweep" not in item.path.parts)
+    for item in items:
+        if "sweep" in item.path.parts and item.get_closest_marker("slow"):
+            item.add_marker("alone")
 
 
 @pytest.fixture(scope="session")

@@ -144,6 +144,14 @@ def _print_forecast(made: Plan, expected: Forecast) -> None:
     else:
         memory = "not known: none of these is recorded here; --smoke measures it"
     console.print(f"[bold]largest memory[/]: {escape(memory)}", highlight=False, soft_wrap=True)
+    if expected.shares and made.sweep.resources.gpus_per_trial == "auto":
+        parts = [
+            f"{count} with {f'1/{round(1 / share)}' if share < 1 else 'one'}"
+            for share, count in expected.shares.items()
+        ]
+        rest = expected.left - sum(expected.shares.values())
+        parts += [f"{rest} begin with one, and are measured"] if rest else []
+        console.print(f"[bold]GPUs a trial[/]: {', '.join(parts)}", highlight=False, soft_wrap=True)
 
 
 def _simulate(made: Plan, where: Places, book: CostBook, nodes_text: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from cryobench.conf.trial import TrialSpec
 from cryobench.orchestrator.sweep.expected_cost import CostBook
+from cryobench.orchestrator.sweep.gpu_share import share_for
 from cryobench.orchestrator.sweep.throughput import CARDS, Card, MultiplyAdds, card_named, seconds_estimated
 from cryobench.orchestrator.sweep.trial_maker import PlannedTrial
 
@@ -19,6 +20,8 @@ Source = Literal["recorded", "scaled", "estimated", "unknown"]
 class Forecast:
     """Hours of the trials that are left, one device each, on the device on which most was recorded; ``known`` of
     ``left`` have such a record. ``memory_mb``: the largest recorded peak among them, of the trial ``memory_of``.
+    ``shares``: how many trials get which part of a GPU, by the memory recorded on a known card; the others begin with
+    a whole one, and the first of each kind is measured.
     """
 
     left: int
@@ -27,6 +30,7 @@ class Forecast:
     device: str | None
     memory_mb: float | None
     memory_of: str | None
+    shares: dict[float, int]
 
     def as_json(self) -> dict[str, Any]:
         """The plain form for ``--json``."""
@@ -39,6 +43,7 @@ def forecast(trials: Sequence[PlannedTrial], book: CostBook) -> Forecast:
     device = devices[0] if devices else None
     times: dict[tuple[object, ...], tuple[float | None, float | None]] = {}
     seconds, known, largest, largest_of = 0.0, 0, 0.0, None
+    shares: Counter[float] = Counter()
     for trial in trials:
         spec = trial.spec
         key = (spec.encoder.name, spec.dataset.name, spec.regime.name, spec.protocol)
@@ -50,7 +55,19 @@ def forecast(trials: Sequence[PlannedTrial], book: CostBook) -> Forecast:
             seconds += takes * _left(trial)
         if memory is not None and memory > largest:
             largest, largest_of = memory, f"{spec.encoder.name} · {spec.dataset.name} · {spec.regime.name}"
-    return Forecast(len(trials), known, seconds / 3600, device, largest or None, largest_of)
+        if (share := _gpu_share(spec, book)) is not None:
+            shares[share] += 1
+    by_size = dict(sorted(shares.items(), reverse=True))
+    return Forecast(len(trials), known, seconds / 3600, device, largest or None, largest_of, by_size)
+
+
+def _gpu_share(spec: TrialSpec, book: CostBook) -> float | None:
+    """The part of a GPU that a trial will get, where its memory was recorded on a card that is known."""
+    for entry in book.recorded(spec):
+        card = next((card for card in CARDS.values() if card.memory_gb and card.is_device(entry.device)), None)
+        if card is not None and entry.memory_mb:
+            return share_for(entry.memory_mb, card.memory_gb * 1000)
+    return None
 
 
 class Durations:

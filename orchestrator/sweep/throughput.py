@@ -23,12 +23,15 @@ CPU = "CPU"
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU, or one core of a processor: 10^12 operations a second with fp32, TF32 and bf16."""
+    """A GPU, or one core of a processor: 10^12 operations a second with fp32, TF32 and bf16, and memory in 10^9 bytes,
+    that of its smallest version.
+    """
 
     name: str
     fp32: float
     tf32: float
     bf16: float
+    memory_gb: float
 
     def is_device(self, device: str) -> bool:
         """Whether ``device``, as results name it, is one of these."""
@@ -38,15 +41,15 @@ class Card:
 CARDS = {
     card.name: card
     for card in (
-        Card("H200", 67, 494, 989),
-        Card("H100", 67, 494, 989),
-        Card("A100", 19.5, 156, 312),
-        Card("A40", 37.4, 74.8, 149.7),
-        Card("L40S", 91.6, 183, 362),
-        Card("L4", 30.3, 60, 121),
-        Card("V100", 15.7, 15.7, 15.7),
-        Card("T4", 8.1, 8.1, 8.1),
-        Card(CPU, 0.1, 0.1, 0.1),
+        Card("H200", 67, 494, 989, 141),
+        Card("H100", 67, 494, 989, 80),
+        Card("A100", 19.5, 156, 312, 40),
+        Card("A40", 37.4, 74.8, 149.7, 48),
+        Card("L40S", 91.6, 183, 362, 48),
+        Card("L4", 30.3, 60, 121, 24),
+        Card("V100", 15.7, 15.7, 15.7, 16),
+        Card("T4", 8.1, 8.1, 8.1, 16),
+        Card(CPU, 0.1, 0.1, 0.1, 0),
     )
 }
 

@@ -146,6 +146,15 @@ def test_the_forecast_counts_what_is_recorded(where: Places, plan: Plan) -> None
     found = forecast(left, CostBook(where))
     assert (found.left, found.known, found.memory_mb) == (15, 1, 1234)
     assert found.hours == pytest.approx(1.0)
+    assert found.shares == {}  # of processors
+
+
+def test_the_forecast_says_how_gpus_are_shared(where: Places, plan: Plan) -> None:
+    record(where, plan.trials[0].spec, seconds=3600.0, memory=20_000, device="NVIDIA H100 80GB HBM3")
+    left = make_plan(load_sweep(list(GRID)), where).to_run()
+    assert forecast(left, CostBook(where)).shares == {0.3333: 1}  # the other seed of that kind
+    told = CliRunner().invoke(app, ["plan", *GRID, *where.options().split()]).output
+    assert "GPUs a trial: 1 with 1/3, 14 begin with one, and are measured" in told
 
 
 def test_durations_are_recorded_then_scaled_then_estimated(where: Places, plan: Plan) -> None:
