@@ -278,7 +278,7 @@ def local_postgres(folder: Path) -> Iterator[str]:
     quiet: dict[str, Any] = {"cwd": place, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **user}
     subprocess.run([programs / "initdb", "-D", place / "data", "-A", "trust", "-U", "cryobench"], check=True, **quiet)
     port = free_port()
-    command = [programs / "postgres", "-D", place / "data", "-p", str(port), "-k", place, "-h", "127.0.0.1"]
+    command = [programs / "postgres", "-D", place / "data", "-p", str(port), "-k", "", "-h", "127.0.0.1"]
     process = subprocess.Popen(command, **quiet)
     try:
         wait_for_port(port, process)

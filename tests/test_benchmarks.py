@@ -49,13 +49,12 @@ def test_the_trial_benchmark_splits_its_time() -> None:
 @pytest.mark.slow
 def test_the_orchestration_benchmark_says_what_a_trial_costs_each_way() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "orchestration.py"), "--trials", "2,4", "--epochs", "3"]
-    command += ["--only", "none,sqlite,postgresql,ray_actors,processes", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    command += ["--only", "sqlite,ray_actors,processes", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    ways = {"none", "sqlite", "postgresql"} - found["skipped"].keys()
-    assert found["ours"].keys() == found["growth"].keys() == found["driver"].keys() == ways
+    assert found["ours"].keys() == found["growth"].keys() == found["driver"].keys() == {"sqlite"}
     assert all(ms > 0 for by_count in found["ours"].values() for ms in by_count.values())
     assert found["ours"]["sqlite"].keys() == found["ray_actors"].keys() == {"2", "4"}
     assert found["processes"].keys() == {"2"}
-    assert found["driver"]["none"]["driver_memory_mb"]["4"] > 0
+    assert found["driver"]["sqlite"]["driver_memory_mb"]["4"] > 0
