@@ -191,7 +191,7 @@ class Library:
         """Plain data with all interpolations in it, but for the environment's outside of paths."""
         with _environment_for_paths_alone():
             try:
-                plain = OmegaConf.to_container(build(), resolve=True)
+                plain: Any = OmegaConf.to_container(build(), resolve=True)
             except (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError) as error:
                 reason = " ".join(str(error).strip().splitlines()[:3])[:600]
                 raise ConfigError(

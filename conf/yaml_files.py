@@ -94,4 +94,5 @@ def _children(node: yaml.Node) -> Iterator[yaml.Node]:
 
 
 def _kind(node: yaml.Node) -> str:
-    return {"sequence": "list", "mapping": "mapping"}.get(node.id, "single value")
+    kinds = ((yaml.SequenceNode, "list"), (yaml.MappingNode, "mapping"))
+    return next((name for kind, name in kinds if isinstance(node, kind)), "single value")

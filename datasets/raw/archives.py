@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from cryobench.conf.dataset_spec import DatasetSpec
 from cryobench.conf.errors import DataError, MissingDataError, disk_full
@@ -235,7 +235,7 @@ def _unpacked(source: _Chained) -> Any:
         return gzip.GzipFile(fileobj=source)
     if first.startswith(b"BZh"):
         return bz2.BZ2File(source)
-    return lzma.LZMAFile(source) if first.startswith(b"\xfd7zXZ") else source
+    return lzma.LZMAFile(cast(IO[bytes], source)) if first.startswith(b"\xfd7zXZ") else source
 
 
 def _move(archive: Archive, staging: Path, target: Path) -> None:

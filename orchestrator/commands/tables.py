@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from cryobench.orchestrator.commands.options import Json, Storage
 from cryobench.orchestrator.commands.output import console, print_json
@@ -194,9 +193,9 @@ def _print_table(title: str, header: list[str], lines: list[list[str]], notes: l
     console.print(title, style="italic", markup=False, highlight=False, soft_wrap=True)
     shown = Table()
     for i, name in enumerate(header):
-        shown.add_column(Text(name), no_wrap=True, justify="left" if i == 0 else "right")
+        shown.add_column(name, no_wrap=True, justify="left" if i == 0 else "right")
     for line in lines:
-        shown.add_row(*[Text(value) for value in line])
+        shown.add_row(*line)
     console.print(shown)
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
@@ -221,9 +220,8 @@ def _print_rows(rows: pa.Table) -> None:
 
     shown = Table()
     for name in rows.column_names:
-        shown.add_column(Text(name))
+        shown.add_column(name)
     for row in plain_rows(rows):
         values: list[Any] = list(row.values())
-        texts = [f"{v:.4g}" if isinstance(v, float) else "" if v is None else str(v) for v in values]
-        shown.add_row(*[Text(text) for text in texts])  # values are no markup
+        shown.add_row(*[f"{v:.4g}" if isinstance(v, float) else "" if v is None else str(v) for v in values])
     console.print(shown)
