@@ -31,6 +31,7 @@ def make_tile(
         DataError: sizes that differ, NaN without ``nan_fill``, label values outside the coding.
     """
     _require_dtype(files.image, image.dtype)
+    image = image.astype(image.dtype.newbyteorder("="), copy=False)  # netCDF may be big-endian; stores never are
     if labels.shape != image.shape[1:]:
         raise unequal_sizes(files, image.shape[1:], labels.shape)
     absent = absent_pixels(spec, files.image, image)

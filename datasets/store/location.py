@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import stat
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from cryobench.conf.errors import ConfigError, StorageError
+
+#: No file of a store is larger: a tile of one array at most.
+_MOST_BYTES = 2**34
 
 
 class Location(Protocol):
@@ -30,8 +35,12 @@ class LocalFolder:
         return str(self.path)
 
     def read(self, relative: str) -> bytes:
-        """A whole file."""
-        return (self.path / relative).read_bytes()
+        """A whole file; raises OSError where there is anything else, which might be waited for without end."""
+        path = self.path / relative
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST_BYTES:
+            raise OSError(errno.EINVAL, f"no file of at most {_MOST_BYTES:,} bytes", str(path))
+        return path.read_bytes()
 
 
 class RemoteFolder:

@@ -11,21 +11,23 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from isal.isal_zlib import crc32
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from cryobench.conf.dataset_spec import DatasetSpec, Statistics
 from cryobench.conf.errors import CorruptDataError, MissingDataError
 from cryobench.conf.strict import Strict
-from cryobench.conf.terms import Split
+from cryobench.conf.terms import IGNORE, SPLITS, Group, Split
+from cryobench.datasets.raw.rasters import DTYPES
+from cryobench.datasets.raw.source_files import MAX_TILE_PIXELS
 from cryobench.datasets.store.location import Location, locate
 
 #: 3 has digests of the description and of the index in it; what 2 and 3 hold is the same else.
@@ -35,6 +37,11 @@ _READ = (2, 3)
 CONTENT_FORMAT = 2
 INDEX = "index.parquet"
 ATTRIBUTE = "cryobench"
+#: Names of the dtypes that arrays may have, as NumPy spells them: little-endian.
+_STORED = tuple(np.dtype(name).newbyteorder("<").str for name in DTYPES)
+#: Bytes that a tile of one array may take, and tiles of a split.
+_MOST_BYTES, _MOST_TILES = 2**34, 10**8
+_SHOWN_PERCENTILES = {1, 50, 99}
 
 
 class BandStatistics(Strict):
@@ -47,26 +54,45 @@ class BandStatistics(Strict):
     std: tuple[Annotated[float, Field(ge=0)], ...]
     min: tuple[float, ...]
     max: tuple[float, ...]
-    percentiles: dict[int, tuple[float, ...]]
+    percentiles: dict[Annotated[int, Field(ge=0, le=100)], tuple[float, ...]]
     missing: tuple[Annotated[float, Field(ge=0, le=1)], ...]
 
 
 class SplitInfo(Strict):
     """One split: number of tiles, their size in pixels, and labelled pixels a class (ignored ones last)."""
 
-    tiles: int
-    height: int
-    width: int
-    class_pixels: tuple[int, ...]
+    tiles: Annotated[int, Field(ge=1, le=_MOST_TILES)]
+    height: Annotated[int, Field(ge=1)]
+    width: Annotated[int, Field(ge=1)]
+    class_pixels: tuple[Annotated[int, Field(ge=0)], ...]
+
+    @model_validator(mode="after")
+    def _bearable(self) -> SplitInfo:
+        if self.height * self.width > MAX_TILE_PIXELS:
+            raise ValueError(f"{self.width} x {self.height} pixels a tile, expected at most {MAX_TILE_PIXELS}")
+        return self
 
 
 class GroupInfo(Strict):
     """One input group: channel names in order, dtype of the arrays, statistics of the training split."""
 
-    bands: tuple[str, ...]
+    bands: Annotated[tuple[str, ...], Field(min_length=1)]
     dtype: str
     statistics: BandStatistics
     published: Statistics | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GroupInfo:
+        if self.dtype not in _STORED:
+            raise ValueError(f"dtype {self.dtype[:40]!r}, expected one of {', '.join(_STORED)}")
+        said = self.statistics
+        if missing := _SHOWN_PERCENTILES - set(said.percentiles):
+            raise ValueError(f"statistics lack the percentiles {sorted(missing)}")
+        values = [said.mean, said.std, said.min, said.max, said.missing, *said.percentiles.values()]
+        published = [self.published.mean, self.published.std] if self.published else []
+        if wrong := {len(found) for found in (*values, *published)} - {len(self.bands)}:
+            raise ValueError(f"statistics of {sorted(wrong)} bands, expected {len(self.bands)}")
+        return self
 
 
 class StoreInfo(Strict):
@@ -80,15 +106,32 @@ class StoreInfo(Strict):
     dataset: DatasetSpec
     origin: str
     edition: str
-    classes: tuple[str, ...]
-    ignore_index: int
-    groups: dict[str, GroupInfo]
+    classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=IGNORE)]
+    ignore_index: Literal[255]
+    groups: Annotated[dict[str, GroupInfo], Field(min_length=1)]
     splits: dict[Split, SplitInfo]
     digest: str
     source_fingerprint: str
     written_by: str
     index_sha256: str = ""
     described: str = ""
+
+    @model_validator(mode="after")
+    def _whole(self) -> StoreInfo:
+        if missing := [split for split in SPLITS if split not in self.splits]:
+            raise ValueError(f"no split {' and '.join(missing)}, expected {', '.join(SPLITS)}")
+        if unknown := set(self.groups) - set(get_args(Group)):
+            raise ValueError(f"groups {sorted(unknown)}, expected some of {', '.join(get_args(Group))}")
+        for split, info in self.splits.items():
+            if len(info.class_pixels) != len(self.classes) + 1:
+                raise ValueError(
+                    f"{split}: pixels of {len(info.class_pixels)} classes, expected {len(self.classes) + 1}"
+                )
+            for name, group in self.groups.items():
+                size = len(group.bands) * info.height * info.width * np.dtype(group.dtype).itemsize
+                if size > _MOST_BYTES:
+                    raise ValueError(f"{split}/{name}: {size:,} bytes a tile, expected at most {_MOST_BYTES:,}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -173,7 +216,7 @@ def tile_check(array: NDArray[Any]) -> int:
     return int(crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data))
 
 
-def store_digest(classes: tuple[str, ...], groups: dict[str, GroupInfo], records: list[TileRecord]) -> str:
+def store_digest(classes: tuple[str, ...], groups: Mapping[str, GroupInfo], records: list[TileRecord]) -> str:
     """The digest of a whole store: classes, channels, and every tile's content in order. No names of files."""
     digest = hashlib.sha256()
     plain = {name: [list(group.bands), group.dtype] for name, group in groups.items()}
@@ -228,6 +271,11 @@ class TileStore:
             packed = self._folder.read(key)
         except FileNotFoundError as error:
             raise self._corrupt(split, name, index, "is missing") from error
+        except OSError as error:
+            raise MissingDataError(
+                f"{self.name_of(split, name, index)} cannot be read ({error.strerror or error}). Check the disk and "
+                "who may read the folder, then run the same command again."
+            ) from error
         target = np.empty(shape, dtype) if out is None else out
         try:
             Zstd().decode(packed, out=target.reshape(-1).view(np.uint8))
@@ -260,28 +308,41 @@ class TileStore:
 
     @cached_property
     def _index(self) -> dict[str, list[TileRecord]]:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
             content = self._folder.read(INDEX)
             if (expected := self.info.index_sha256) and hashlib.sha256(content).hexdigest() != expected:
                 raise ValueError("it is not the file that was written")
-            rows = pq.read_table(io.BytesIO(content)).to_pylist()
-        except (OSError, ValueError) as error:
-            raise CorruptDataError(f"{self.path}/{INDEX} cannot be used ({error}). {_again(self.info)}.") from error
+            file = pq.ParquetFile(io.BytesIO(content))
+            rows, tiles = file.metadata.num_rows, sum(info.tiles for info in self.info.splits.values())
+            if rows != tiles:
+                raise ValueError(f"it describes {rows} tiles, expected {tiles}")
+            if unknown := sorted(set(file.schema_arrow.names) - {field.name for field in fields(TileRecord)}):
+                raise ValueError(f"it has columns of other names: {', '.join(unknown)}")
+            records = _RECORDS.validate_python([_record_of(row) for row in file.read().to_pylist()])
+            return self._by_split(records)
+        # ValueError includes what pydantic raises; the others come from columns of other types or names.
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, pa.ArrowException) as error:
+            text = " ".join(str(error).split())[:300]
+            raise CorruptDataError(f"{self.path}/{INDEX} cannot be used ({text}). {_again(self.info)}.") from error
+
+    def _by_split(self, records: list[TileRecord]) -> dict[str, list[TileRecord]]:
         found: dict[str, list[TileRecord]] = {split: [] for split in self.info.splits}
-        for row in rows:
-            for name in ("digests", "checks"):
-                row[name] = dict(row[name])
-            for name in ("transform", "class_pixels", "window"):
-                row[name] = tuple(row[name]) if row[name] is not None else None
-            found[row["split"]].append(TileRecord(**row))
+        for record in records:
+            mine = found[record.split]
+            if record.index != len(mine):
+                raise ValueError(f"tile {record.index} of {record.split} where {len(mine)} is expected")
+            for what in (record.digests, record.checks):
+                if set(what) != set(self.arrays):
+                    raise ValueError(f"tile {record.index} of {record.split} has digests of {sorted(what)}")
+            if len(record.class_pixels) != len(self.info.classes):
+                raise ValueError(f"tile {record.index} of {record.split}: {len(record.class_pixels)} classes")
+            mine.append(record)
         for split, info in self.info.splits.items():
             if len(found[split]) != info.tiles:
-                raise CorruptDataError(
-                    f"{self.path}/{INDEX} describes {len(found[split])} tiles of {split}, expected {info.tiles}. "
-                    f"{_again(self.info)}."
-                )
+                raise ValueError(f"it describes {len(found[split])} tiles of {split}, expected {info.tiles}")
         return found
 
     def records(self, split: Split) -> list[TileRecord]:
@@ -294,9 +355,21 @@ class TileStore:
         return np.asarray(counts, np.int64).reshape(len(counts), len(self.info.classes))
 
 
+_RECORDS = TypeAdapter(list[TileRecord])
+
+
+def _record_of(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "digests": dict(row["digests"]), "checks": dict(row["checks"])}
+
+
 def _not_whole(folder: Location, name: str, error: Exception) -> CorruptDataError:
+    if isinstance(error, ValidationError):
+        problem = error.errors()[0]
+        text = f"{'.'.join(str(part) for part in problem['loc']) or 'description'}: {problem['msg']}"
+    else:
+        text = f"{type(error).__name__}: {error}"
     return CorruptDataError(
-        f"{folder} is not a whole tile store ({type(error).__name__}: {str(error)[:200]}). Expected a folder written "
+        f"{folder} is not a whole tile store ({' '.join(text.split())[:300]}). Expected a folder written "
         f"by cryobench data prepare; remove it and prepare '{name}' again."
     )
 

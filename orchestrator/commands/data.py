@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from cryobench.orchestrator.commands.options import ConfigDir, DataDir, Json
 from cryobench.orchestrator.commands.output import bar, console, print_json
@@ -62,7 +63,8 @@ def info(name: Name, data_dir: DataDir = None, config_dir: ConfigDir = None, jso
     if json:
         print_json(found.model_dump(mode="json"))
         return
-    console.print(f"[bold]{found.dataset.title}[/] · {where.store(name)}", highlight=False, soft_wrap=True)
+    title = Text.assemble((found.dataset.title, "bold"), f" · {where.store(name)}")
+    console.print(title, highlight=False, soft_wrap=True)
     gsd = f"{found.dataset.gsd:g} m" if found.dataset.gsd else "unknown ground sampling distance"
     edition = f", edition {found.edition}" if found.edition else ""
     console.print(f"{found.dataset.sensor}, {gsd}; origin: {found.origin}{edition}", highlight=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from cryobench.orchestrator.commands.options import (
     CacheDir,
@@ -100,15 +101,17 @@ def print_counts(made: Plan) -> None:
     """Trials by encoder, data set, regime and state."""
     for key, counts in made.counts().items():
         line = ", ".join(f"{name} {count}" for name, count in counts.items())
-        console.print(f"[bold]{key}[/]: {line}", highlight=False)
+        console.print(f"[bold]{key}[/]: {escape(line)}", highlight=False, markup=True)
     more = f", and up to {made.to_suggest} to be suggested" if made.to_suggest else ""
-    console.print(f"[bold]total[/]: {len(made.trials)}{more}", highlight=False)
+    console.print(f"[bold]total[/]: {len(made.trials)}{more}", highlight=False, markup=True)
 
 
 def print_missing(made: Plan) -> None:
     """What has to be brought before some of the trials can run."""
     for message, count in made.missing().items():
-        console.print(f"[yellow]missing[/] for {count} trials: {escape(message)}", highlight=False, soft_wrap=True)
+        console.print(
+            f"[yellow]missing[/] for {count} trials: {escape(message)}", highlight=False, markup=True, soft_wrap=True
+        )
 
 
 def _print_trials(made: Plan, limit: int) -> None:
@@ -138,12 +141,14 @@ def _print_forecast(made: Plan, expected: Forecast) -> None:
         text = f"{expected.hours:.1f} {unit} as recorded on {expected.device}{share}"
     else:
         text = "not known: no such trial has ended on this storage; --simulate 8xH100 estimates it"
-    console.print(f"[bold]to run[/]: {expected.left} trials; {escape(text)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"[bold]to run[/]: {expected.left} trials; {escape(text)}", highlight=False, markup=True, soft_wrap=True
+    )
     if expected.memory_mb is not None:
         memory = f"{expected.memory_mb / 1e3:.1f} GB ({expected.memory_of})"
     else:
         memory = "not known: none of these is recorded here; --smoke measures it"
-    console.print(f"[bold]largest memory[/]: {escape(memory)}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]largest memory[/]: {escape(memory)}", highlight=False, markup=True, soft_wrap=True)
     if expected.shares and made.sweep.resources.gpus_per_trial == "auto":
         parts = [
             f"{count} with {f'1/{round(1 / share)}' if share < 1 else 'one'}"
@@ -151,7 +156,7 @@ def _print_forecast(made: Plan, expected: Forecast) -> None:
         ]
         rest = expected.left - sum(expected.shares.values())
         parts += [f"{rest} begin with one, and are measured"] if rest else []
-        console.print(f"[bold]GPUs a trial[/]: {', '.join(parts)}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]GPUs a trial[/]: {', '.join(parts)}", highlight=False, markup=True, soft_wrap=True)
 
 
 def _simulate(made: Plan, where: Places, book: CostBook, nodes_text: str) -> dict[str, Any]:
@@ -176,7 +181,7 @@ def _print_simulation(found: dict[str, Any], nodes: str) -> None:
         "hours of trials": f"{found['trial_hours']:.1f} ({held})",
         "longest trial": duration(found["longest_s"]),
     }
-    console.print(f"[bold]{found['trials']} trials on {escape(nodes)}[/]", highlight=False)
+    console.print(f"[bold]{found['trials']} trials on {escape(nodes)}[/]", highlight=False, markup=True)
     for name, text in lines.items():
         console.print(f"  {name}: {text}", highlight=False)
     for source, count in found["sources"].items():
@@ -207,12 +212,12 @@ def _print_smoke(reports: list[SmokeReport]) -> None:
     for name in ("encoder", "data set", "regime", "node", "device", "a step", "memory"):
         table.add_column(name, no_wrap=True, justify="right" if name in ("a step", "memory") else "left")
     for report in reports:
-        cells = [report.encoder, report.dataset, report.regime, report.node]
+        cells: list[str | Text] = [report.encoder, report.dataset, report.regime, report.node]
         if report.found is not None:
             found = report.found
             cells += [found["device"], f"{found['step_s']:.3g} s", f"{found['peak_memory_mb'] / 1e3:.2f} GB"]
         else:
-            cells += [f"[red]failed: {escape(report.kind or '')}[/]", "", ""]
+            cells += [Text(f"failed: {report.kind or ''}", style="red"), "", ""]
         table.add_row(*cells)
     console.print(table)
     for report in reports:

@@ -138,7 +138,7 @@ def _run_one(
     complete = sum(t.state in ("completed", "diverged") for t in made.trials)
     pruned = [t for t in made.trials if t.state == "pruned" and t not in todo]
     console.print(
-        f"Sweep [bold]{made.sweep.name}[/]: {len(made.trials)} trials, {complete} complete, {len(todo)} to run"
+        f"Sweep {made.sweep.name}: {len(made.trials)} trials, {complete} complete, {len(todo)} to run"
         + (f", up to {made.to_suggest} to be suggested" if made.to_suggest else "")
         + (f", {len(made.blocked)} left out" if made.blocked else "")
         + "."

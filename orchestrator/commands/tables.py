@@ -216,10 +216,12 @@ def _print_odd(rows: pa.Table) -> None:
 
 
 def _print_rows(rows: pa.Table) -> None:
+    from cryobench.orchestrator.results.query import plain_rows
+
     shown = Table()
     for name in rows.column_names:
         shown.add_column(name)
-    for row in rows.to_pylist():
+    for row in plain_rows(rows):
         values: list[Any] = list(row.values())
         shown.add_row(*[f"{v:.4g}" if isinstance(v, float) else "" if v is None else str(v) for v in values])
     console.print(shown)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from cryobench.orchestrator.commands.options import CacheDir, ConfigDir, DataDir, Json, Storage, WeightsDir
 from cryobench.orchestrator.commands.output import console, print_json
@@ -146,7 +147,7 @@ def show(
             }
         )
         return
-    console.print(f"[bold]{trial_id}[/] {spec.label}", highlight=False)
+    console.print(Text.assemble((trial_id, "bold"), f" {spec.label}"), highlight=False)
     console.print(
         f"{state.status}, epoch {state.epoch} of {spec.protocol.epochs}"
         + (f": {state.message}" if state.message else ""),

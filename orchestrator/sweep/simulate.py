@@ -16,21 +16,24 @@ from pydantic import Field, ValidationError
 from cryobench.conf.errors import ConfigError
 from cryobench.conf.schema import ResourceSpec
 from cryobench.conf.strict import Strict
+from cryobench.conf.yaml_files import MAX_BYTES
 from cryobench.orchestrator.sweep.throughput import CPU, card_named
 
 #: Measured: the first trial of a worker waits for its process and imports, each further one for being handed out.
 START_S, HAND_OUT_S = 6.0, 0.05
 T = TypeVar("T")
-_WRITTEN = re.compile(r"(?:(\d+)x)?(\d+)x([A-Za-z][A-Za-z0-9]*)")
+#: More places than any cluster has, and few enough to go through.
+_MOST_PLACES = 1_000_000
+_WRITTEN = re.compile(r"(?:(\d{1,9})x)?(\d{1,9})x([A-Za-z][A-Za-z0-9]{0,63})")
 
 
 class NodeKind(Strict):
     """``count`` nodes alike: GPUs of one ``card``, or with the card ``CPU`` cores alone."""
 
     card: str
-    gpus: int = Field(default=0, ge=0)
-    cpus: int | None = Field(default=None, ge=1)
-    count: int = Field(default=1, ge=1)
+    gpus: int = Field(default=0, ge=0, le=1024)
+    cpus: int | None = Field(default=None, ge=1, le=65_536)
+    count: int = Field(default=1, ge=1, le=100_000)
 
     def at_once(self, resources: ResourceSpec) -> int:
         """How many trials one such node runs at a time."""
@@ -38,7 +41,13 @@ class NodeKind(Strict):
         if self.card.upper() == CPU or not self.gpus:
             return by_cpus or 0
         asked = 1.0 if resources.gpus_per_trial == "auto" else resources.gpus_per_trial
-        by_gpus = self.gpus // int(asked) if asked >= 1 else self.gpus * int(1 / asked) if asked > 0 else by_cpus or 0
+        by_gpus = (
+            self.gpus // int(asked)
+            if asked >= 1
+            else self.gpus * int(min(1 / asked, _MOST_PLACES))
+            if asked > 0
+            else by_cpus or 0
+        )
         return by_gpus if by_cpus is None else min(by_gpus, by_cpus)
 
 
@@ -100,6 +109,9 @@ def simulate(
     Raises:
         ConfigError: no trial fits on any node.
     """
+    count = sum(node.count * node.at_once(resources) for node in nodes)
+    if count > _MOST_PLACES:
+        raise ConfigError(f"These nodes run {count:,} trials at once; expected at most {_MOST_PLACES:,}. Give fewer.")
     places = [node.card for node in nodes for _ in range(node.count * node.at_once(resources))]
     if not places:
         raise ConfigError(
@@ -135,23 +147,27 @@ def _written(text: str) -> NodeKind:
     found = _WRITTEN.fullmatch(text.strip())
     if found is None:
         raise ConfigError(
-            f"'{text}' names no nodes. Expected 8xH100 (one node of eight), 2x8xH100 (two of them), 16xCPU (cores), "
-            "several with commas, or a .yaml or .json file with a list of {card, gpus, cpus, count}."
+            f"'{text[:100]}' names no nodes. Expected 8xH100 (one node of eight), 2x8xH100 (two of them), 16xCPU "
+            "(cores), several with commas, or a .yaml or .json file with a list of {card, gpus, cpus, count}."
         )
-    count, units, card = int(found[1] or 1), int(found[2]), found[3]
-    if card.upper() == CPU:
-        return NodeKind(card=CPU, cpus=units, count=count)
-    return NodeKind(card=card.upper(), gpus=units, count=count)
+    count, units, card = int(found[1] or 1), int(found[2]), found[3].upper()
+    has = {"cpus": units} if card == CPU else {"gpus": units}
+    try:
+        return NodeKind.model_validate({"card": card, "count": count, **has})
+    except ValidationError as error:
+        raise ConfigError(f"'{text}' names no nodes: {error.errors()[0]['msg']}.") from error
 
 
 def _from_file(path: Path) -> list[NodeKind]:
     expected = "Expected a list of nodes, each {card: H100, gpus: 8, cpus: 96, count: 2}."
     try:
+        if path.stat().st_size > MAX_BYTES or not path.is_file():
+            raise ConfigError(f"{path} is no file of at most {MAX_BYTES:,} bytes. {expected}")
         text = path.read_text()
         plain = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except FileNotFoundError:
         raise ConfigError(f"No file {path}. {expected}") from None
-    except (ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}). {expected}") from error
     if not isinstance(plain, list) or not plain:
         raise ConfigError(f"{path} holds {type(plain).__name__}. {expected}")
