@@ -51,8 +51,14 @@ class SweepProgress:
     _interrupted: set[str] = field(default_factory=set)
     _printed: set[str] = field(default_factory=set)
     _fresh: int = 0
+    _epochs_left: int = 0
+    _longest: int = 0
     _began: float = field(default_factory=time.monotonic)
     _live: Live | None = None
+
+    def __post_init__(self) -> None:
+        epochs = [spec.protocol.epochs for spec in self.specs.values()]
+        self._epochs_left, self._longest = sum(epochs) - sum(self.epochs_done.values()), max(epochs, default=0)
 
     def __enter__(self) -> SweepProgress:
         if self.console.is_terminal:
@@ -67,6 +73,7 @@ class SweepProgress:
     def add(self, spec: TrialSpec) -> None:
         """A trial that was suggested."""
         self.specs[spec.trial_id] = spec
+        self._epochs_left += spec.protocol.epochs
         self.to_come = max(0, self.to_come - 1)
 
     def tell(self, trial: str, event: Event) -> None:
@@ -80,21 +87,28 @@ class SweepProgress:
             self._fresh += max(0, event.epoch - running.epoch)
             running.epoch, running.loss = event.epoch, event.loss
             running.val_miou = running.val_miou if event.val_miou is None else event.val_miou
-            self.epochs_done[trial] = running.epoch
+            self._came_to(trial, running.epoch)
         elif isinstance(event, Decoding):
             running.doing = "" if event.decoded == event.tiles else f"decoding {event.decoded}/{event.tiles}"
         elif isinstance(event, Note):
             self._print_once(event.message)
         elif isinstance(event, CheckpointDiscarded):
-            running.epoch = self.epochs_done[trial] = 0
+            running.epoch = 0
+            self._came_to(trial, 0)
             self._print_once(f"{spec.label}: checkpoint discarded ({event.reason}); from the start again")
         elif isinstance(event, OutOfMemory) and event.goes_on:
             self._print_once(f"{spec.label}: out of memory; going on from its checkpoint, alone on the device")
         elif isinstance(event, OutOfMemory):
-            running.epoch = self.epochs_done[trial] = 0
+            running.epoch = 0
+            self._came_to(trial, 0)
             self._print_once(
                 f"{spec.label}: out of memory; begun again, gradients from {event.micro_batches} parts of a batch"
             )
+
+    def _came_to(self, trial: str, epoch: int) -> None:
+        if trial not in self._ended:
+            self._epochs_left -= epoch - self.epochs_done.get(trial, 0)
+            self.epochs_done[trial] = epoch
 
     def running(self) -> set[str]:
         """The trials that run now."""
@@ -129,6 +143,7 @@ class SweepProgress:
         """A trial ended, as reported by its worker or, if that died too often, by Tune."""
         if trial in self._ended:
             return
+        self._epochs_left -= self.specs[trial].protocol.epochs - self.epochs_done.get(trial, 0)
         self._ended.add(trial)
         if status == "interrupted":
             self._interrupted.add(trial)
@@ -150,10 +165,7 @@ class SweepProgress:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _left(self) -> str:
-        specs = list(self.specs.items())  # the live table is drawn in a thread of its own
-        epochs = sum(s.protocol.epochs for t, s in specs if t not in self._ended)
-        epochs += self.to_come * max((s.protocol.epochs for _, s in specs), default=0)
-        epochs -= sum(done for t, done in list(self.epochs_done.items()) if t not in self._ended)
+        epochs = self._epochs_left + self.to_come * self._longest
         elapsed = time.monotonic() - self._began
         if not epochs:
             return f"{duration(elapsed)} elapsed"
