@@ -26,6 +26,7 @@ from cryobench.conf.errors import (
     StorageError,
     TrackingError,
     storage_trouble,
+    storage_trouble,
 )
 from cryobench.orchestrator.results.leaderboard import (
     Compaction,
@@ -316,7 +317,10 @@ class Reconciler:
     def lock(self) -> FileLock:
         """Held by whoever writes MLflow or the leaderboard of this storage; may be taken again while it is held."""
         folder = self.storage / "leaderboard"
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_trouble(error, self.storage) or error from error
         return FileLock(folder / ".reconcile.lock")
 
 
