@@ -26,7 +26,6 @@ from cryobench.conf.errors import (
     StorageError,
     TrackingError,
     storage_trouble,
-    storage_trouble,
 )
 from cryobench.orchestrator.results.leaderboard import (
     Compaction,
