@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from cryobench.conf.errors import ConfigError
 from cryobench.conf.terms import IGNORE, Split
 from cryobench.datasets.store.tile_store import TileStore
 
@@ -19,6 +20,7 @@ _RGB = ("B4", "B3", "B2")
 _COLUMNS = 4
 
 
+@rc_context({"text.parse_math": False})  # names and titles are no formulas
 def contact_sheet(store: TileStore, split: Split, count: int, path: Path) -> list[int]:
     """Write a PNG of ``count`` tiles, evenly spread over the split; their numbers.
 
@@ -43,8 +45,13 @@ def contact_sheet(store: TileStore, split: Split, count: int, path: Path) -> lis
         axis.set_title(f"{index}: {Path(store.records(split)[index].image).name[-34:]}", fontsize=6)
     handles = [Line2D([], [], color=COLOURS(i), label=name) for i, name in enumerate(info.classes)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, format="png")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110, format="png")
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot write {path} ({error.strerror}). Give a file in a folder that can be written."
+        ) from error
     return chosen
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import sys
 
 import typer
@@ -23,6 +25,8 @@ from cryobench.orchestrator.commands import (
     trials,
     weights,
 )
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 app = typer.Typer(
     name="cryobench",
@@ -57,6 +61,8 @@ def main() -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }.items():
         os.environ.setdefault(variable, value)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold what is no Unicode
     try:
         app()
     except CryobenchError as error:
@@ -74,4 +80,6 @@ def main() -> None:
 
 
 def _complain(error: Exception) -> None:
-    print(f"Error: {error}", file=sys.stderr)
+    """One message; what a terminal would obey, or cannot show, is spelt out: names in it may come from anywhere."""
+    text = str(error).encode("utf-8", "backslashreplace").decode()
+    print("Error: " + _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text), file=sys.stderr)

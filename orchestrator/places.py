@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import stat
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -166,10 +167,17 @@ def places(
     near = data if isinstance(data, Path) else Path("cryobench-data").resolve()
     cache = _folder(cache_dir, "CRYOBENCH_CACHE", str(node_cache_dir()))
     asked = storage or os.environ.get("CRYOBENCH_STORAGE") or "cryobench-storage"
+    if is_url(asked):
+        try:
+            urlsplit(asked)
+        except ValueError as error:
+            raise ConfigError(f"{asked[:300]} is no address ({error}). Expected e.g. s3://bucket/folder.") from error
     if asked.startswith("file://"):
+        if urlsplit(asked).netloc not in ("", "localhost"):
+            raise ConfigError(f"{asked}: expected file:///FOLDER, of this machine.")
         asked = unquote(urlsplit(asked).path)
     url = asked.rstrip("/") if is_url(asked) else None
-    local = working_copy(cache, url, "driver") if url else Path(asked).expanduser().resolve()
+    local = working_copy(cache, url, "driver") if url else _resolved(asked)
     return Places(
         storage=local,
         storage_url=url,
@@ -187,4 +195,20 @@ def _folder(given: str | None, variable: str, default: str) -> Path:
     text = given or os.environ.get(variable) or default
     if is_url(text):
         raise ConfigError(f"{text}: expected a local folder; only --storage and --data-dir may be URLs.")
-    return Path(text).expanduser().resolve()
+    return _resolved(text)
+
+
+def _resolved(text: str) -> Path:
+    """The folder that ``text`` names, which need not be there; no command then finds something else in its place."""
+    try:
+        path = Path(text).expanduser().resolve()
+        path.as_posix().encode()
+        if stat.S_ISDIR(path.stat().st_mode):
+            return path
+        reason = "it is no folder"
+    except (FileNotFoundError, PermissionError):
+        return path
+    # RuntimeError: a user that is not known, or links in a circle; ValueError: characters that no path can hold.
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+    raise ConfigError(f"{text[:300]!r} cannot be used ({reason[:200]}). Expected a folder.")

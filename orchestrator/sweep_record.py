@@ -16,9 +16,9 @@ from typing import Any
 from filelock import FileLock
 from pydantic import ValidationError
 
-from cryobench.conf.errors import CryobenchError, RecordError, UnknownNameError
+from cryobench.conf.errors import ConfigError, CryobenchError, RecordError, UnknownNameError
 from cryobench.conf.schema import ResourceSpec, SweepSpec
-from cryobench.workers.record.files import read_record, write_json
+from cryobench.workers.record.files import is_plain_name, read_record, write_json
 from cryobench.workers.record.folder import TrialFolder
 
 RECORD_FORMAT = 3
@@ -75,6 +75,8 @@ def read_sweep(storage: Path, name: str) -> SweepRecord:
         RecordError: the record is damaged, or was written by a later release.
     """
     path = _path(storage, name)
+    if not is_plain_name(name):
+        raise ConfigError(f"{name[:100]!r} is no sweep's name. Expected one such as paper_frozen.")
     try:
         plain = read_record(path, RECORD_FORMAT, _MIGRATIONS)
         requests = tuple(

@@ -22,7 +22,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from cryobench.conf.errors import disk_full
+from cryobench.conf.errors import ConfigError, disk_full
 from cryobench.conf.terms import Split
 from cryobench.datasets.batches.cache_check import arrays_of, damaged_tile
 from cryobench.datasets.batches.tile_source import CachedTiles, TileSource
@@ -110,7 +110,12 @@ def open_tiles(
         )
         return lambda split: StoredTiles(store, split)
     folder = cache_dir / store.info.digest[:24]
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"The node cache {cache_dir} cannot be made ({error.strerror}). Give another folder with --cache-dir."
+        ) from error
     try:
         return _open_entry(store, folder, threads)
     except (_DamagedEntryError, FileNotFoundError):

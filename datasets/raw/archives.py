@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import re
 import shutil
 import tarfile
@@ -74,7 +75,7 @@ def raw_folder(spec: DatasetSpec, source: Path, target: Path, progress: Progress
         DataError: an archive that is damaged, too large, or reaches out of its folder.
         DiskFullError: no space left; what was unpacked is kept.
     """
-    if not source.exists():
+    if not os.path.exists(source):  # false also for what no path can be
         raise MissingDataError(
             f"{source} does not exist. Expected the unpacked folder of '{spec.name}' or its archive "
             f"(published: {spec.source or '?'}); cryobench data fetch {spec.name} downloads it if its address is known."

@@ -16,7 +16,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
 
 from cryobench.conf.dataset_spec import DatasetSpec, GridSpec
-from cryobench.conf.errors import DataError, UnknownNameError, disk_full
+from cryobench.conf.errors import DataError, UnknownNameError, storage_trouble
 from cryobench.conf.streams import stream
 from cryobench.conf.terms import SPLITS
 from cryobench.datasets.store.description import ORIGIN_FILE
@@ -54,6 +54,8 @@ RECIPES = {
 }
 #: Tiles that are cut from a generated scene, two a side.
 _TILES_A_SCENE = 4
+#: More than anything generated is good for.
+_MOST_TILES, _MOST_PIXELS = 10_000, 4096
 
 
 def fitted(spec: DatasetSpec, size: int) -> DatasetSpec:
@@ -87,6 +89,11 @@ def generate(
     """
     if name not in RECIPES:
         raise UnknownNameError("generated data set", name, RECIPES)
+    if not all(1 <= count <= _MOST_TILES for count in tiles) or size > _MOST_PIXELS:
+        raise DataError(
+            f"{' / '.join(map(str, tiles))} tiles of {size} pixels a side; expected 1 to {_MOST_TILES:,} a split and "
+            f"at most {_MOST_PIXELS:,} pixels."
+        )
     if size < 32:
         raise DataError(f"Scenes of {size} pixels a side are too small to hold anything; give at least 32.")
     if target.exists() and any(target.iterdir()) and not (target / ORIGIN_FILE).exists():
@@ -111,7 +118,7 @@ def generate(
                 done += 1
                 progress(done, sum(counts))
     except OSError as error:
-        raise disk_full(error, target) or error from error
+        raise storage_trouble(error, target) or error from error
 
 
 def _write(path: Path, values: NDArray[Any], recipe: Recipe, number: int) -> None:

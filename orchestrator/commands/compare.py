@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +31,7 @@ def compare(first: Trial, second: Trial, storage: Storage = None, json: Json = F
 
     def folder(text: str) -> TrialFolder:
         path = Path(text)
-        if path.is_dir():
+        if os.path.isdir(text):  # false also for what no path can be
             return TrialFolder.at(path.resolve())
         where.bring_trials([text])
         return TrialFolder(where.storage, text)

@@ -82,10 +82,10 @@ def _require_free(host: str, port: int) -> None:
                 socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
             )  # as the server does: a port just left is free
             attempt.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError, ValueError) as error:  # the latter two: what can be no name of a host
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"Cannot listen on {host}:{port} ({error.strerror or error}). Give another --port or --host, or end what "
-            "listens there."
+            f"Cannot listen on {host}:{port} ({reason}). Give another --port or --host, or end what listens there."
         ) from error
 
 

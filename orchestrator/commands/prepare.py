@@ -87,7 +87,7 @@ def synth(
     config_dir: ConfigDir = None,
     tiles: Annotated[tuple[int, int, int], typer.Option("--tiles", help="Tiles in train, val and test.")] = (24, 8, 8),
     size: Annotated[int, typer.Option("--size", help="Side of a tile in pixels.")] = 128,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 234,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1)] = 234,
 ) -> None:
     """Generate a data set in its published layout and prepare it; marked as generated in every result."""
     from cryobench.datasets.synth.generate import RECIPES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -178,7 +179,7 @@ def _find(what: list[str], where: Places) -> tuple[TrialSpec, Any, str]:
     if len(what) == 1 and "=" not in what[0]:
         path = Path(what[0])
         if path.suffix == ".json":
-            if not path.is_file():
+            if not os.path.isfile(path):  # false also for what no path can be
                 raise ConfigError(f"No file {path}. Expected a trial's spec.json.")
             spec = read_spec(path)
             return spec, ResourceSpec(), spec.trial_id

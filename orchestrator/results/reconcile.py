@@ -316,7 +316,10 @@ class Reconciler:
     def lock(self) -> FileLock:
         """Held by whoever writes MLflow or the leaderboard of this storage; may be taken again while it is held."""
         folder = self.storage / "leaderboard"
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_trouble(error, self.storage) or error from error
         return FileLock(folder / ".reconcile.lock")
 
 

@@ -187,6 +187,15 @@ def _behind_fence(path: Path, action: Callable[[], T]) -> T:
             return done
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether ``name`` is one of a file in its folder: it leads nowhere else, and a file system has room for it."""
+    return (
+        0 < len(name.encode("utf-8", "surrogatepass")) <= 200
+        and name not in (".", "..")
+        and not {"/", "\\", "\0"} & set(name)
+    )
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole JSON lines of a file; torn ones are left out."""
     if not path.is_file():

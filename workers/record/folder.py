@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from cryobench.conf.errors import RETRIED_KINDS, ConfigError, RecordError, storage_trouble
 from cryobench.conf.trial import TrialSpec
 from cryobench.workers.record.events import AttemptStarted, EpochFinished, Event, Failed, StoppedEarly, event_of
-from cryobench.workers.record.files import append_line, read_lines, read_record, write_json
+from cryobench.workers.record.files import append_line, is_plain_name, read_lines, read_record, write_json
 from cryobench.workers.record.lease import LEASE
 from cryobench.workers.record.lease_files import FolderLeaseFile
 from cryobench.workers.record.result import RESULT_FORMAT, RESULT_MIGRATIONS, TrialResult
@@ -60,13 +60,16 @@ class TrialFolder:
     """Access to one trial's folder below a storage folder."""
 
     def __init__(self, storage: Path, trial_id: str) -> None:
+        if not is_plain_name(trial_id):
+            raise ConfigError(f"{trial_id[:100]!r} is no trial's id. cryobench plan lists trials.")
         self.trial_id = trial_id
         self.path = storage / "trials" / trial_id
 
     @classmethod
     def find(cls, storage: Path, trial_id: str) -> TrialFolder:
         """The trial's folder, also by a name that an earlier release gave it."""
-        return cls(storage, read_moved(storage / "trials" / trial_id) or trial_id)
+        mine = cls(storage, trial_id)
+        return cls(storage, read_moved(mine.path) or trial_id)
 
     @classmethod
     def at(cls, path: Path) -> TrialFolder:
@@ -210,7 +213,8 @@ def read_spec(path: Path) -> TrialSpec:
 def read_moved(path: Path) -> str | None:
     """The name that the trial of a folder bears now, if a release gave it another one."""
     try:
-        return str(read_record(path / MOVED, MOVED_FORMAT, {})["trial_id"])
+        name = str(read_record(path / MOVED, MOVED_FORMAT, {})["trial_id"])
+        return name if is_plain_name(name) else None
     except (FileNotFoundError, KeyError, RecordError):
         return None
 
