@@ -48,7 +48,7 @@ class Command:
 
     def run(self, *more: str, expect: int = 0) -> str:
         done = subprocess.run(
-            self.arguments(*self.overrides, *more), capture_output=True, text=True, timeout=500, check=False
+            self.arguments(*self.overrides, *more), capture_output=True, text=True, timeout=1500, check=False
         )
         assert done.returncode == expect, done.stdout + done.stderr
         return done.stdout
@@ -72,7 +72,7 @@ class Command:
         )
 
     def wait_for(self, what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 900
         while not what():
             assert process.poll() is None, process.stdout.read() if process.stdout else ""
             assert time.monotonic() < deadline
@@ -140,7 +140,7 @@ def kill_worker(command: Command, undisturbed: Path, at_epochs: int, how: signal
     process = command.start()
     command.wait_for(lambda: command.epochs() >= at_epochs and running_worker(command.storage) is not None, process)
     os.kill(running_worker(command.storage) or 0, how)
-    told, _ = process.communicate(timeout=500)
+    told, _ = process.communicate(timeout=1500)
     assert process.returncode == 0, told
     happened = "a machine that was taken away" if how == signal.SIGTERM else "the worker process died (killed, or a"
     assert happened in told
