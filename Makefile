@@ -31,7 +31,7 @@ demo: setup ## Generate two data sets, sweep 24 trials over them, print the lead
 	@echo "MLflow UI:        $(BIN)/cryobench ui --storage $(DEMO)/storage   (then open http://127.0.0.1:5000)"
 
 test: setup ## Run the quick tests.
-	$(BIN)/python -m pytest -m "not slow and not faults" -n 2 --dist loadfile -q
+	$(BIN)/python -m pytest -m "not slow and not faults" -n 2 --dist loadfile --no-loadscope-reorder -q
 
 test-slow: setup ## Run the slow tests; those that run whole sweeps one after the other.
 	$(BIN)/python -m pytest -m "slow and not alone and not faults" -n 2 --dist load -q
