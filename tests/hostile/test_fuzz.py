@@ -1,7 +1,7 @@
 """Ten thousand bad inputs through all doors: each is a clear error or right, nothing else, and none takes long.
 
 Most are valid ones mutated: bytes flipped, cut off or repeated, JSON values of other types in their place. The numbers
-of examples add up to ten thousand; derandomised, so that every run tries the same ones.
+of examples add up to 12,600; derandomised, so that every run tries the same ones.
 """
 
 import contextlib
