@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -80,6 +81,20 @@ def decoded_bytes(store: TileStore) -> int:
     return total
 
 
+def _require_writable(cache_dir: Path) -> None:
+    """Raise ConfigError where no file can be made: a lock there would be waited for without end."""
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache_dir):
+            pass
+    except OSError as error:
+        if full := disk_full(error, cache_dir):
+            raise full from error
+        raise ConfigError(
+            f"The node cache {cache_dir} cannot be written ({error.strerror}). Give another folder with --cache-dir."
+        ) from error
+
+
 def open_tiles(
     store: TileStore,
     cache_dir: Path,
@@ -111,15 +126,10 @@ def open_tiles(
         return lambda split: StoredTiles(store, split)
     folder = cache_dir / store.info.digest[:24]
     try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"The node cache {cache_dir} cannot be made ({error.strerror}). Give another folder with --cache-dir."
-        ) from error
-    try:
         return _open_entry(store, folder, threads)
     except (_DamagedEntryError, FileNotFoundError):
         pass  # without the lock this may be an entry that is just making room; with it there is no doubt
+    _require_writable(cache_dir)
     with FileLock(cache_dir / "cache.lock"):
         _remove_leftovers(cache_dir)
         if folder.exists():

@@ -21,22 +21,25 @@ register(app)
 def list_(data_dir: DataDir = None, config_dir: ConfigDir = None, json: Json = False) -> None:
     """List the configured data sets and which are prepared."""
     from cryobench.conf.compose import load_datasets
-    from cryobench.conf.errors import CryobenchError
+    from cryobench.conf.errors import CryobenchError, StorageError
     from cryobench.datasets.raw.reader import is_built
     from cryobench.datasets.store.tile_store import read_info
     from cryobench.orchestrator.places import places
 
     where = places(data_dir=data_dir, config_dir=config_dir)
-    rows = []
+    rows, away = [], False
     for spec in load_datasets(where.config_dir):
         row: dict[str, Any] = {"name": spec.name, "title": spec.title, "source": spec.source, "state": "not_built"}
-        if is_built(spec):
+        if is_built(spec) and away:
+            row["state"] = StorageError.kind
+        elif is_built(spec):
             try:
                 info = read_info(where.store(spec.name))
                 row |= {"state": "prepared", "digest": info.digest, "origin": info.origin}
                 row["tiles"] = {split: found.tiles for split, found in info.splits.items()}
             except CryobenchError as error:
                 row["state"] = error.kind
+                away = isinstance(error, StorageError)  # waited for once, not once for each
         rows.append(row)
     if json:
         print_json({"datasets": rows})
