@@ -124,30 +124,33 @@ def unpack(
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         begun.write_text(stamp)
-    budget = _Budget(archive, staging, max_bytes, max_members)
+    try:
+        _unpack_into(staging, archive, _Budget(archive, staging, max_bytes, max_members), progress)
+    except DataError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    begun.unlink()
+    _move(archive, staging, target)
+    marker.write_text(stamp)
+
+
+def _unpack_into(staging: Path, archive: Archive, budget: _Budget, progress: Progress) -> None:
+    """Write every member into ``staging``; whatever is wrong with the archive is a `DataError`."""
     try:
         for name, size, read in _members(archive, budget, progress):
             budget.take(name, size)
             _write(read, _inside(archive, staging, name), size, archive)
     except (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError) as error:
-        shutil.rmtree(staging, ignore_errors=True)
         raise DataError(f"{archive.name} is damaged or not whole ({error}). Fetch it again; {_NOTHING}") from error
     except (NotImplementedError, RuntimeError) as error:  # as zipfile says that it lacks a method or a password
-        shutil.rmtree(staging, ignore_errors=True)
         raise DataError(
             f"{archive.name} cannot be unpacked here ({error}). Unpack it by hand and give the folder; {_NOTHING}"
         ) from error
-    except DataError:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
     except OSError as error:
-        if full := disk_full(error, target):
-            raise full from error
-        shutil.rmtree(staging, ignore_errors=True)
-        raise DataError(f"{archive.name} cannot be unpacked into {target} ({error}); {_NOTHING}") from error
-    begun.unlink()
-    _move(archive, staging, target)
-    marker.write_text(stamp)
+        raise (
+            disk_full(error, staging)
+            or DataError(f"{archive.name} cannot be unpacked into {staging.parent} ({error}); {_NOTHING}")
+        ) from error
 
 
 _NOTHING = "nothing of it was written."

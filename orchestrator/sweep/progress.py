@@ -74,6 +74,7 @@ class SweepProgress:
         """A trial that was suggested."""
         self.specs[spec.trial_id] = spec
         self._epochs_left += spec.protocol.epochs
+        self._longest = max(self._longest, spec.protocol.epochs)
         self.to_come = max(0, self.to_come - 1)
 
     def tell(self, trial: str, event: Event) -> None:
