@@ -50,6 +50,7 @@ typecheck: setup ## Check types.
 	@mkdir -p build/typecheck/cryobench
 	@for package in $(PACKAGES); do ln -sfn ../../../$$package build/typecheck/cryobench/$$package; done
 	MYPYPATH=build/typecheck $(BIN)/mypy -p cryobench
+	MYPYPATH=build/typecheck:. $(BIN)/mypy --explicit-package-bases --implicit-reexport tests benchmarks
 
 format: setup ## Format the code.
 	$(BIN)/ruff check --fix .

@@ -106,7 +106,7 @@ class Checkpoints:
         if not (self._folder / _POINTER).exists():
             return None
         try:
-            self._pointer = _read_pointer(self._folder)
+            self._pointer = read_pointer(self._folder)
             tensors = self._tensors("latest")
             plain = self._pointer["training"]
             if self._pointer.get("training_sha256", _plain_digest(plain)) != _plain_digest(plain):
@@ -142,7 +142,7 @@ class Checkpoints:
             ValueError, KeyError, OSError: there is no such file, or it is damaged.
         """
         if not self._pointer:
-            self._pointer = _read_pointer(self._folder)
+            self._pointer = read_pointer(self._folder)
         return _part(self._tensors("best"), "model")
 
     def save(self, state: TrainingState, is_best: bool) -> None:
@@ -211,7 +211,7 @@ class Checkpoints:
         return path
 
 
-def _read_pointer(folder: Path) -> dict[str, Any]:
+def read_pointer(folder: Path) -> dict[str, Any]:
     """What a trial's folder says of its checkpoints.
 
     Raises:

@@ -244,10 +244,11 @@ def test_the_command_shows_a_sweep(storage: Storage) -> None:
     assert CliRunner().invoke(app, ["status", "none", "--storage", str(storage.path)]).exit_code == 1
 
 
-def test_watching_shows_each_change_and_ends_with_the_last_trial(storage: Storage) -> None:
-    import threading
-
+def test_watching_shows_each_change_and_ends_with_the_last_trial(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cryobench.conf.compose import load_sweep
+    from cryobench.orchestrator.commands import status_view
     from cryobench.orchestrator.sweep_record import record_sweep
 
     start = time.time() - 5
@@ -255,7 +256,8 @@ def test_watching_shows_each_change_and_ends_with_the_last_trial(storage: Storag
     trial = storage.trial(begun, storage.epoch(start + 1, 1))
     record_sweep(storage.path, load_sweep(["sweep=demo"]), storage.trials)
     failed = {"event": "failed", "time": start + 2, "kind": "corrupt_data", "message": "m"}
-    threading.Timer(1.0, append_line, (TrialFolder(storage.path, trial).path / "events.jsonl", failed)).start()
+    events = TrialFolder(storage.path, trial).path / "events.jsonl"
+    monkeypatch.setattr(status_view.time, "sleep", lambda _: append_line(events, failed))
     told = CliRunner().invoke(app, ["status", "demo", "--watch", "--storage", str(storage.path)])
     assert told.exit_code == 0, told.output
     assert told.output.index("1 running") < told.output.index("1 failed")
