@@ -19,19 +19,19 @@ def sync(storage: Storage = None, tracking_uri: TrackingUri = None) -> None:
     from cryobench.orchestrator.results.leaderboard import table_path
     from cryobench.orchestrator.results.reconcile import sync as synchronise
     from cryobench.orchestrator.results.tracking import default_uri
+    from cryobench.workers.record.mirror import Mirror
 
     where = places(storage)
     where.bring_all()
+    mirror = Mirror(where.storage_url) if where.storage_url else None
     uri = None if tracking_uri == "none" else tracking_uri or default_uri(where.storage)
     messages: list[str] = []
     with bar("Trials") as progress:
-        done = synchronise(where.storage, uri, progress, messages.append)
+        done = synchronise(where.storage, uri, progress, messages.append, mirror.url if mirror else None)
     for text in messages:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-    if where.storage_url:
-        from cryobench.workers.record.mirror import Mirror
-
-        Mirror(where.storage_url).push_projections(where.storage)
+    if mirror:
+        mirror.push_projections(where.storage)
     removed = f", {done.removed_runs} superfluous MLflow runs deleted" if done.removed_runs else ""
     console.print(
         f"{done.trials} trials of {done.sweeps} sweeps, {done.rows} rows in {table_path(where.storage)}{removed}",

@@ -72,13 +72,15 @@ class Reconciler:
         storage: the storage, or its working copy.
         uri: MLflow's tracking URI; None leaves MLflow, and the run ids in the leaderboard, as they are.
         tell: is told each problem once.
-        mirror: the object store that ``storage`` is a copy of.
+        mirror: the object store that ``storage`` is a copy of; what is new there is brought before each pass.
+        url: of that store, where all was brought already and none is given.
     """
 
     storage: Path
     uri: str | None
     tell: Callable[[str], None] = lambda text: None
     mirror: Mirror | None = None
+    url: str | None = None
     rows_changed: bool = False
     problems: dict[str, str] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)
@@ -110,7 +112,13 @@ class Reconciler:
             with self.lock:  # a new database, an experiment, a parent run are made by one process, not by two
                 if not self._trackers:
                     mend_artifact_locations(self.storage, self.tell)
-                self._trackers[sweep] = Tracker(self.uri, self.storage, sweep)
+                url = self.mirror.url if self.mirror else self.url
+                tracker = self._trackers[sweep] = Tracker(self.uri, self.storage, sweep, url)
+                if tracker.experiment != sweep:
+                    self.tell(
+                        f"MLflow's experiment {sweep} belongs to another storage: this one's runs are in the "
+                        f"experiment {tracker.experiment}."
+                    )
         return self._trackers[sweep]
 
     def reconcile(
@@ -328,6 +336,7 @@ def sync(
     uri: str | None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     tell: Callable[[str], None] = lambda text: None,
+    url: str | None = None,
 ) -> Synced:
     """Rebuild MLflow (unless ``uri`` is None) and the leaderboard from the trial folders.
 
@@ -335,7 +344,7 @@ def sync(
     """
     if not storage.is_dir():
         raise ConfigError(f"No storage at {storage}. Expected the folder of an earlier sweep; give it with --storage.")
-    reconciler = Reconciler(storage, uri, tell)
+    reconciler = Reconciler(storage, uri, tell, url=url)
     removed, problem = 0, None
     with reconciler.lock:  # what a driver begins meanwhile has its run only after this
         records = reconciler.read_sweeps()

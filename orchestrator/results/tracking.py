@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cryobench.conf.errors import TrackingError
+from cryobench.orchestrator.results.experiment import own_experiment, storage_id
 from cryobench.orchestrator.results.reading import TrialReading
 from cryobench.orchestrator.results.run_book import RunBook
 from cryobench.orchestrator.results.run_update import RunUpdate, update_of
@@ -41,6 +42,12 @@ def _require_file(uri: str) -> None:
 class Tracker:
     """One sweep's experiment.
 
+    Args:
+        uri: MLflow's tracking URI.
+        storage: the storage, or its working copy.
+        sweep: the sweep's name.
+        url: the object store that ``storage`` is a copy of.
+
     Raises:
         TrackingError: from the constructor and every method but `project`, if the server or database cannot be reached
             or refuses altogether.
@@ -49,6 +56,9 @@ class Tracker:
     uri: str
     storage: Path
     sweep: str
+    url: str | None = None
+    #: The experiment's name, which is the sweep's unless that one belongs to another storage.
+    experiment: str = field(init=False)
     _book: RunBook = field(init=False)
     _writer: RunWriter = field(init=False)
 
@@ -62,6 +72,7 @@ class Tracker:
             _require_file(self.uri)
             self._client: Any = MlflowClient(tracking_uri=self.uri)
             experiment = self._find_experiment()
+            self.experiment = str(experiment.name)
             self._experiment = str(experiment.experiment_id)
             self._book = RunBook.open(self.storage, self.sweep, self.uri, self._experiment, experiment.creation_time)
             self._parent = self._find_parent()
@@ -150,15 +161,11 @@ class Tracker:
         return done
 
     def _find_experiment(self) -> Any:
-        found = self._client.get_experiment_by_name(self.sweep)
-        if found is None:
-            # Beside a database nobody keeps artifacts for us; MLflow would put them below the current folder.
-            local = re.match(r"(sqlite|postgresql|mysql|mssql)\b|file:", self.uri)
-            where = (self.storage / "mlartifacts" / self.sweep).as_uri() if local else None
-            return self._client.get_experiment(self._client.create_experiment(self.sweep, artifact_location=where))
-        if found.lifecycle_stage == "deleted":
-            self._client.restore_experiment(found.experiment_id)
-        return found
+        # Beside a database nobody keeps artifacts for us; MLflow would put them below the current folder.
+        local = re.match(r"(sqlite|postgresql|mysql|mssql)\b|file:", self.uri)
+        where = (self.storage / "mlartifacts" / self.sweep).as_uri() if local else None
+        embedded = self.uri == default_uri(self.storage)
+        return own_experiment(self._client, self.sweep, storage_id(self.storage, self.url), where, embedded=embedded)
 
     def _find_parent(self) -> str:
         if self._book.parent is not None:

@@ -227,6 +227,52 @@ def test_a_server_gets_runs_and_pictures(storage: Path, server: tuple[str, Calla
     assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"samples.png", "confusion.png"}
 
 
+def test_two_storages_with_sweeps_of_one_name_share_a_server(
+    storage: Path, finished: Places, tmp_path: Path, server: tuple[str, Callable[[], None]]
+) -> None:
+    from mlflow import MlflowClient
+
+    uri, _ = server
+    first, second = tmp_path / "first", tmp_path / "second"
+    told: dict[str, list[str]] = {}
+    for place in (first, second):
+        shutil.copytree(finished.storage, place)
+        listed = place / "sweeps" / "demo.json"
+        listed.with_name("shared.json").write_text(json.dumps(json.loads(listed.read_text()) | {"name": "shared"}))
+        listed.unlink()
+    for place in (first, second, first, second):
+        told[place.name] = []
+        done = sync(place, uri, tell=told[place.name].append)
+        assert (done.removed_runs, done.tracking_error, done.problems) == (0, None, {})
+    client = MlflowClient(tracking_uri=uri)
+    mine, other = (json.loads((place / "storage.json").read_text())["id"] for place in (first, second))
+    assert mine != other
+    assert told["first"] == []
+    assert len(told["second"]) == 1
+    assert f"the experiment shared@{other[:6]}" in told["second"][0]
+    for name, owner in (("shared", mine), (f"shared@{other[:6]}", other)):
+        experiment = client.get_experiment_by_name(name)
+        assert experiment is not None
+        assert experiment.tags["cryobench.storage"] == owner
+        assert len(client.search_runs([experiment.experiment_id])) == 3
+
+
+def test_an_experiment_of_an_earlier_release_is_taken_over_by_who_comes_first(storage: Path, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'elsewhere.db'}"
+    client = MlflowClient(tracking_uri=uri)
+    made = client.create_experiment("demo", artifact_location=(tmp_path / "artifacts").as_uri())
+    client.delete_experiment(made)
+    assert Tracker(uri, storage, "demo").experiment == "demo"
+    other = tmp_path / "other"
+    (other / "trials").mkdir(parents=True)
+    assert Tracker(uri, other, "demo").experiment.startswith("demo@")
+    assert Tracker(uri, tmp_path / "copy-of-a-store", "demo", "s3://bucket/a").experiment.startswith("demo@")
+    assert Tracker(uri, storage, "demo").experiment == "demo"
+    assert not (tmp_path / "copy-of-a-store" / "storage.json").exists()
+
+
 def test_a_server_that_goes_away_during_a_sweep_is_caught_up_later(
     storage: Path, server: tuple[str, Callable[[], None]]
 ) -> None:
@@ -239,8 +285,7 @@ def test_a_server_that_goes_away_during_a_sweep_is_caught_up_later(
     end()
     reconciler.note(record.trials)
     assert reconciler.close() is False
-    assert len(warnings) == 1
-    assert "cryobench sync" in warnings[0]
+    assert ["cryobench sync" in text for text in warnings] == [False, True]  # the first: whose the experiment is
     assert read_leaderboard(storage).num_rows == 2
 
 
