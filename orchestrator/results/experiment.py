@@ -7,38 +7,26 @@ superfluous, so the second gets an experiment of its own.
 from __future__ import annotations
 
 import hashlib
-import uuid
 from pathlib import Path
 from typing import Any
 
-from cryobench.conf.errors import RecordError, TrackingError
-from cryobench.workers.record.files import read_record, write_json
+from cryobench.conf.errors import TrackingError
+from cryobench.workers.record.storage_mark import mark_storage
 
 #: The experiment's tag with the id of the storage whose sweep it shows.
 OWNER = "cryobench.storage"
-_FILE = "storage.json"
-_FORMAT = 1
 #: Characters of an id that a second storage's experiment carries in its name.
 _SHORT = 6
 
 
 def storage_id(storage: Path, url: str | None) -> str:
-    """What tells this storage from others, wherever it is moved: made with its first use, or by an object store's URL.
+    """What tells this storage from others, wherever it is moved: its mark, or an object store's URL.
 
-    Call it under the storage's lock. A damaged file is made anew; the storage then has an experiment of its own.
+    Call it under the storage's lock. A damaged mark is made anew; the storage then has an experiment of its own.
     """
     if url is not None:
-        return hashlib.sha256(url.encode()).hexdigest()[:12]
-    path = storage / _FILE
-    try:
-        found = read_record(path, _FORMAT, {}).get("id")
-        if isinstance(found, str) and found.isalnum():
-            return found
-    except (FileNotFoundError, RecordError):
-        pass
-    made = uuid.uuid4().hex[:12]
-    write_json(path, {"format": _FORMAT, "id": made})
-    return made
+        return hashlib.sha256(url.encode()).hexdigest()[:16]
+    return mark_storage(storage)
 
 
 def own_experiment(client: Any, sweep: str, owner: str, location: str | None, *, embedded: bool) -> Any:

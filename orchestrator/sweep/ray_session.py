@@ -6,15 +6,20 @@ import io
 import logging
 import os
 import platform
+import secrets
+import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from cryobench.conf.errors import ConfigError
 from cryobench.orchestrator.sweep.cluster_access import prepare_access
+from cryobench.workers.record.node_folders import own_temporary_folder
 
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -23,6 +28,8 @@ _SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+#: Characters of a folder below which Ray's sockets (session_…/sockets/plasma_store) keep within a socket's 107.
+_LONGEST = 40
 
 
 @contextmanager
@@ -48,11 +55,12 @@ def ray_session(address: str | None, log: Path) -> Iterator[bool]:
         if ray.is_initialized():
             yield False
             return
-        _connect(ray, address, log)
-        try:
-            yield True
-        finally:
-            ray.shutdown()
+        with own_ray_folder() if address is None else nullcontext() as folder:
+            _connect(ray, address, log, folder)
+            try:
+                yield True
+            finally:
+                ray.shutdown()
 
 
 def ray_log(storage: Path, sweep: str) -> Path:
@@ -67,11 +75,35 @@ def _is_running() -> bool:
     return ray is not None and bool(ray.is_initialized())
 
 
-def _connect(ray: Any, address: str | None, log: Path) -> None:
+@contextmanager
+def own_ray_folder() -> Iterator[str | None]:
+    """A temporary folder for one Ray on this machine; those of earlier ones, whose drivers are gone, are removed.
+
+    It keeps Ray's logs until the next start, for whoever asks what went wrong, and nobody else can look into it. None
+    leaves the place to Ray: the user names one (RAY_TMPDIR), or the path of a socket there would be too long.
+    """
+    if "RAY_TMPDIR" in os.environ:
+        yield None
+        return
+    place = own_temporary_folder("-ray")
+    for lock in place.glob("*.lock"):
+        with suppress(Timeout, OSError), FileLock(lock, timeout=0):  # else its driver runs
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+            lock.unlink()
+    folder = place / secrets.token_hex(4)
+    if len(str(folder)) > _LONGEST:
+        yield None
+        return
+    with FileLock(folder.with_suffix(".lock")):
+        yield str(folder)
+
+
+def _connect(ray: Any, address: str | None, log: Path, folder: str | None) -> None:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         # Nothing large goes through the object store: tiles are memory-mapped, results are files.
         options |= {"address": "local", "include_dashboard": False, "object_store_memory": 100 * 1024 * 1024}
+        options |= {"_temp_dir": folder} if folder else {}
     else:
         options["address"] = address
     try:

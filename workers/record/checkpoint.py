@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cryobench.conf.digests import file_sha256
 from cryobench.workers.record.events import EpochFinished
-from cryobench.workers.record.files import write_json, write_whole
+from cryobench.workers.record.files import plain_file_mode, write_json, write_whole
 
 _POINTER = "state.json"
 
@@ -196,7 +196,12 @@ class Checkpoints:
     def _write(self, name: str, tensors: dict[str, Tensor]) -> dict[str, str]:
         plain = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
         path = self._folder / name
-        write_whole(path, lambda temporary: save_file(plain, temporary))
+
+        def write(temporary: Path) -> None:
+            save_file(plain, temporary)  # for its owner alone, whatever the umask
+            temporary.chmod(plain_file_mode())
+
+        write_whole(path, write)
         return {"file": name, "sha256": file_sha256(path)}
 
     def _tensors(self, which: str) -> dict[str, Tensor]:

@@ -97,6 +97,19 @@ def _write(write: Callable[[Path], object], path: Path) -> None:
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
+def plain_file_mode() -> int:
+    """The mode of a file that is made as ordinary ones are, by the umask."""
+    try:  # asking the system sets it for a moment, in all threads
+        found = re.search(r"^Umask:\s*([0-7]+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    if found is not None:
+        return 0o666 & ~int(found[1], 8)
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write plain data as JSON, whole or not at all."""
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"

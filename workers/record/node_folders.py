@@ -22,13 +22,24 @@ def node_cache_dir(named: str | None = None) -> Path:
     chosen = os.environ.get("CRYOBENCH_CACHE") or named
     if chosen:
         return Path(chosen).expanduser().resolve()
-    folder = Path(tempfile.gettempdir()).resolve() / f"cryobench-{os.getuid()}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
+    try:
+        return own_temporary_folder()
+    except ConfigError as error:
         raise ConfigError(
-            f"The node cache {folder} belongs to another user. Name another folder with --cache-dir, CRYOBENCH_CACHE "
-            "or resources.cache_dir."
-        )
+            f"{error} Name another folder for the node cache with --cache-dir, CRYOBENCH_CACHE or resources.cache_dir."
+        ) from error
+
+
+def own_temporary_folder(suffix: str = "") -> Path:
+    """A folder of this user's alone below the system's temporary one, which is made.
+
+    Raises:
+        ConfigError: it belongs to somebody else.
+    """
+    folder = Path(tempfile.gettempdir()).resolve() / f"cryobench-{os.getuid()}{suffix}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise ConfigError(f"The temporary folder {folder} belongs to another user, or is a link.")
     return folder
 
 

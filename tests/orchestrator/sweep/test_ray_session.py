@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,42 @@ import sys, ray
 ray.init(address=sys.argv[1], log_to_driver=False)
 print(ray.get(ray.remote(lambda: "code of a stranger ran").remote()))
 """
+
+
+HOLD = """
+from cryobench.orchestrator.sweep.ray_session import own_ray_folder
+with own_ray_folder() as folder:
+    print(folder, flush=True)
+    input()
+"""
+
+
+def test_what_a_killed_driver_left_is_removed_at_the_next_start_and_that_of_a_running_one_is_not() -> None:
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as place:  # whose path is short enough for Ray's sockets
+        clean = {name: value for name, value in os.environ.items() if name != "RAY_TMPDIR"} | {"TMPDIR": place}
+
+        def start() -> tuple[subprocess.Popen[str], Path]:
+            process = subprocess.Popen(
+                [sys.executable, "-c", HOLD], env=clean, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            assert process.stdout is not None
+            folder = Path(process.stdout.readline().strip())
+            (folder / "session_1" / "logs").mkdir(parents=True)
+            return process, folder
+
+        (killed, left), (running, used) = start(), start()
+        assert left.parent.stat().st_mode & 0o077 == 0
+        killed.kill()
+        killed.communicate()
+        assert left.exists()
+        following, own = start()
+        assert not left.exists()
+        assert used.exists()
+        assert sorted(path.name for path in left.parent.iterdir()) == sorted(
+            name for folder in (used, own) for name in (folder.name, f"{folder.name}.lock")
+        )
+        for process in (running, following):
+            process.communicate("\n")
 
 
 @pytest.mark.slow

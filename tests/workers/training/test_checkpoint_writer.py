@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -86,6 +87,16 @@ def test_a_state_is_a_copy_and_an_offer_is_refused_while_one_is_on_its_way(tmp_p
         gate.let(1)
     assert written(tmp_path) == (3, 3.0, 1.0)
     assert gate.begun == ["latest-0001-000000", "best-0001", "latest-0003-000000"]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_checkpoints_can_be_read_by_whom_the_umask_lets(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        Checkpoints(tmp_path).save(state_of(1), is_best=True)
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
+    finally:
+        os.umask(before)
 
 
 def test_of_states_that_wait_only_the_newest_is_written_and_best_weights_are_never_lost(
