@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import threading
@@ -70,6 +71,9 @@ def trainable(terms: SweepTerms) -> Any:
         def setup(self, config: dict[str, Any]) -> None:
             listen()  # in the process's main thread, where alone it can be done
             super().setup(config)
+            # What is loaded by now stays: without it each collection between trials looks through all libraries, 0.2 s.
+            gc.collect()
+            gc.freeze()
 
     return Worker
 
