@@ -1,4 +1,7 @@
-"""Reader for AI4Arctic's ready-to-train scenes: one netCDF file a scene, through h5netcdf.
+"""Reader for AI4Arctic's ready-to-train scenes: one netCDF-4 file a scene, which is an HDF5 file.
+
+Variables are read by their names with h5py. What makes them netCDF, scales of dimensions and their names, is not looked
+at: nothing needs it, and damage there keeps readers of it busy for ever.
 
 ``train/*.nc`` hold image and chart; the charts of ``test/X.nc`` may lie beside them in ``test/X_reference.nc``, as the
 challenge published them. Variables: nersc_sar_primary (HH), nersc_sar_secondary (HV), sar_incidenceangle, SOD.
@@ -11,12 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import h5netcdf
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from cryobench.conf.dataset_spec import DatasetSpec
-from cryobench.conf.errors import DataError, MissingDataError
+from cryobench.conf.errors import CryobenchError, DataError, MissingDataError
 from cryobench.conf.terms import SPLITS, Split
 from cryobench.datasets.raw.rasters import make_tile
 from cryobench.datasets.raw.reader import RawTile, TileFiles, Window
@@ -74,28 +77,40 @@ def _scenes(folder: Path, split: Split) -> Iterator[TileFiles]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    """A scene; whatever is raised while it is open and no error of ours says that the file is damaged."""
     try:
-        scene = h5netcdf.File(path, "r")
-    except OSError as error:
+        with h5py.File(path, "r") as scene:
+            yield scene
+    except CryobenchError:
+        raise
+    except Exception as error:  # a damaged file can make HDF5's binding raise nearly anything
         raise DataError(
-            f"{path}: cannot be read as netCDF-4 ({error}). The file is damaged or of another kind; fetch it again."
+            f"{path}: cannot be read as netCDF-4 ({type(error).__name__}: {str(error)[:200]}). The file is damaged or "
+            "of another kind; fetch it again."
         ) from error
-    with scene:
-        yield scene
 
 
 def _variable(scene: Any, path: Path, name: str) -> Any:
-    if name not in scene.variables:
+    """A variable of two dimensions whose values lie in the file itself; HDF5 could name any other, too."""
+    link = scene.get(name, getlink=True)
+    if link is None:
         raise DataError(
-            f"{path}: no variable {name}; found {', '.join(list(scene.variables)[:12])}. "
+            f"{path}: no variable {name}; found {', '.join(list(scene)[:12])}. "
             "Expected a ready-to-train scene of AI4Arctic."
         )
-    return scene.variables[name]
+    if not isinstance(link, h5py.HardLink):
+        raise DataError(f"{path}: variable {name} is a link, expected values in the file itself.")
+    variable = scene[name]
+    if not isinstance(variable, h5py.Dataset) or len(variable.shape or ()) != 2:
+        raise DataError(f"{path}: variable {name} is no grid of lines and samples.")
+    if variable.external or variable.is_virtual:
+        raise DataError(f"{path}: the values of variable {name} lie in other files, expected them in this one.")
+    return variable
 
 
 def _values(scene: Any, path: Path, name: str, window: Window | None) -> NDArray[Any]:
     variable = _variable(scene, path, name)
-    require_size(path, *variable.shape[:2], whole=window is None)
+    require_size(path, *variable.shape, whole=window is None)
     if window is None:
         return np.asarray(variable[...])
     rows, columns = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 
 from cryobench.conf.schema import ResourceSpec
@@ -71,12 +72,27 @@ def placing(scheduler: type[Any] = FIFOScheduler) -> type[Any]:
         def __init__(self, placement: Placement, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             self._placement = placement
+            self._number: dict[str, int] = {}
+            self._waited: set[str] = set()
 
         def __reduce__(self) -> tuple[type, tuple[()]]:
             return scheduler, ()  # Tune pickles it with its state, to restore from; we restore from the folders
 
         def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
             trial.update_resources(self._placement.request(trial.config["trial"]))
+            self._number[trial.trial_id] = len(self._number)
             super().on_trial_add(tune_controller, trial)
+
+        def choose_trial_to_run(self, tune_controller: Any) -> Any:
+            """Of the trials that wait, one that has just come up: it gets the worker that has just become free.
+
+            For one that has waited, Tune is starting a worker, which it would end when it gave it another: with trials
+            that are shorter than a worker's start, one worker would run them all and the second never come up.
+            """
+            live = sorted(tune_controller.get_live_trials(), key=lambda trial: self._number[trial.trial_id])
+            waiting = [trial for trial in live if trial.status == Trial.PENDING]
+            new = [trial for trial in waiting if trial.trial_id not in self._waited]
+            self._waited = {trial.trial_id for trial in waiting}
+            return next(iter([*new, *waiting]), None)  # none is ever paused
 
     return Placing

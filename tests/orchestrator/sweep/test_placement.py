@@ -9,7 +9,7 @@ from cryobench.conf.schema import ResourceSpec
 from cryobench.orchestrator.sweep.cluster_nodes import ClusterNodes
 from cryobench.orchestrator.sweep.failure_policy import FailurePolicy, Node
 from cryobench.orchestrator.sweep.gpu_share import GpuShares, share_for
-from cryobench.orchestrator.sweep.placement import Placement
+from cryobench.orchestrator.sweep.placement import Placement, placing
 from cryobench.orchestrator.sweep.stopping import NoNodeLeft
 
 
@@ -116,3 +116,54 @@ def test_the_sweep_stops_when_every_node_is_avoided_and_nothing_runs_and_waits_f
     running.clear()
     assert stopper.stop_all()
     assert stopper.reason == ("No node is left that the sweep may use (node-0: no space left; node-1: no space left).")
+
+
+class Controller:
+    """Stands in for Tune's, as far as a scheduler asks it which trials there are."""
+
+    def __init__(self) -> None:
+        self.live: set[Any] = set()
+
+    def get_live_trials(self) -> set[Any]:
+        return self.live
+
+
+class Live:
+    """A trial as Tune has it."""
+
+    def __init__(self, trial: str) -> None:
+        self.trial_id, self.config, self.status = trial, {"trial": trial}, "PENDING"
+
+    def update_resources(self, request: Any) -> None:
+        self.request = request
+
+
+def test_a_worker_that_is_free_gets_a_trial_for_which_none_is_being_started() -> None:
+    cluster, controller = Cluster(plain(0)), Controller()
+    scheduler = placing()(cluster.placement())
+    first, second, third = trials = [Live(name) for name in "cba"]
+
+    def add(*trials: Live) -> None:
+        for trial in trials:
+            controller.live.add(trial)
+            scheduler.on_trial_add(controller, trial)
+
+    def choose() -> Any:
+        return scheduler.choose_trial_to_run(controller)
+
+    add(first, second)
+    assert choose() is first
+    first.status = "RUNNING"
+    assert choose() is second  # a worker is being started for it
+    controller.live.remove(first)
+    add(third)
+    assert choose() is third
+    third.status = "RUNNING"
+    assert choose() is second
+    third.status = "PENDING"  # failed, and comes up again
+    assert choose() is third
+    assert choose() is second  # the one that came first
+    for trial in trials:
+        trial.status = "RUNNING"
+    assert choose() is None
+    assert all(trial.request.bundles == [{"CPU": 1.0}] for trial in trials)
