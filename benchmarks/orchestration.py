@@ -14,21 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pwd
 import resource
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from support.servers import local_postgres, mlflow_server, why_no_postgres
+
+from cryobench.conf.schema import SweepSpec
 from cryobench.conf.trial import TrialSpec
 from cryobench.workers.place import Place
 from cryobench.workers.record.events import AttemptStarted, EpochFinished, Event, Finished
@@ -105,18 +105,13 @@ def run_ours(data: Path, storage: Path, trials: int, epochs: int, uri: str | Non
     """A sweep from its configuration to its leaderboard; the seconds that planning took."""
     from rich.console import Console
 
-    from cryobench.conf.compose import load_sweep
     from cryobench.orchestrator.places import Places
     from cryobench.orchestrator.sweep import trainable
     from cryobench.orchestrator.sweep.driver import run_sweep
     from cryobench.orchestrator.sweep.plan import make_plan
 
     began = time.monotonic()
-    asked = ["sweep=demo", "datasets=[glid]", "lr_search=null", f"protocol.epochs={epochs}", "protocol.eval_every=5"]
-    sweep = load_sweep([*asked, "encoders=[unet_small]", "regimes=[frozen]", "resources.max_concurrent=2"])
-    plan = make_plan(
-        sweep.model_copy(update={"seeds": tuple(range(trials))}), Places(storage, data, data / "cache", data)
-    )
+    plan = make_plan(asked_for(trials, epochs), Places(storage, data, data / "cache", data))
     planned = time.monotonic() - began
     trainable.SweepTerms = partial(trainable.SweepTerms, run=our_no_op_trial)
     with (storage.parent / "console.txt").open("w") as file:
@@ -201,14 +196,24 @@ def measure_here(way: str, data: Path, storage: Path, trials: int, epochs: int, 
 
 def some_specs(data: Path, storage: Path, trials: int, epochs: int) -> list[TrialSpec]:
     """The trials of `run_ours`."""
-    from cryobench.conf.compose import load_sweep
     from cryobench.orchestrator.places import Places
     from cryobench.orchestrator.sweep.plan import make_plan
 
+    plan = make_plan(asked_for(trials, epochs), Places(storage, data, data / "cache", data))
+    return [trial.spec for trial in plan.trials]
+
+
+def asked_for(trials: int, epochs: int) -> SweepSpec:
+    """A sweep of so many trials: learning rates, and seeds of each, of which a sweep takes a thousand."""
+    from cryobench.conf.compose import load_sweep
+
+    rates = -(-trials // 1000)
+    if trials % rates:
+        raise SystemExit(f"--trials {trials}: expected a multiple of {rates}, for as many learning rates.")
     asked = ["sweep=demo", "datasets=[glid]", "lr_search=null", f"protocol.epochs={epochs}", "protocol.eval_every=5"]
-    sweep = load_sweep([*asked, "encoders=[unet_small]", "regimes=[frozen]"])
-    sweep = sweep.model_copy(update={"seeds": tuple(range(trials))})
-    return [trial.spec for trial in make_plan(sweep, Places(storage, data, data / "cache", data)).trials]
+    asked += ["encoders=[unet_small]", "regimes=[frozen]", "resources.max_concurrent=2"]
+    asked += [f"lr={[1e-3 / 2**number for number in range(rates)]}", f"seeds={list(range(trials // rates))}"]
+    return load_sweep(asked)
 
 
 def measure(way: str, data: Path, folder: Path, trials: int, epochs: int, uri: str | None) -> dict[str, float]:
@@ -223,88 +228,6 @@ def measure(way: str, data: Path, folder: Path, trials: int, epochs: int, uri: s
     shutil.rmtree(folder)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-@contextmanager
-def mlflow_server(folder: Path, backend: str | None = None, port: int | None = None) -> Iterator[str]:
-    """An MLflow server of one worker on this machine; its address. ``backend``: by default SQLite in ``folder``."""
-    port = port or free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", backend or f"sqlite:///{folder / 'server.db'}"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for_port(port, process)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def postgres_programs() -> Path | None:
-    """The folder of ``postgres`` and ``initdb``; distributions keep them out of the path."""
-    found = shutil.which("postgres")
-    places = [Path(found).resolve().parent] if found else []
-    places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((place for place in places if (place / "initdb").exists()), None)
-
-
-def why_no_postgres() -> str | None:
-    """Why PostgreSQL cannot be used here; None if it can."""
-    if postgres_programs() is None:
-        return "no postgres here: install the distribution's postgresql"
-    try:
-        import psycopg2  # noqa: F401
-    except ImportError:
-        return "MLflow needs psycopg2 for PostgreSQL: pip install psycopg2-binary"
-    return None
-
-
-@contextmanager
-def local_postgres(folder: Path) -> Iterator[str]:
-    """A PostgreSQL of its own below ``folder``, under an unprivileged user where this one is root; its address."""
-    programs = postgres_programs()
-    assert programs is not None
-    user: dict[str, Any] = {}
-    place = Path(tempfile.mkdtemp(prefix="cryobench-postgres-", dir=folder))
-    if os.geteuid() == 0:
-        names = {entry.pw_name for entry in pwd.getpwall()}
-        entry = pwd.getpwnam("postgres" if "postgres" in names else "nobody")
-        user = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-        os.chown(place, entry.pw_uid, entry.pw_gid)
-        for above in (folder, *folder.parents):  # pytest's and tempfile's folders are their maker's alone
-            if above.stat().st_uid == 0 and not above.stat().st_mode & 0o001:
-                above.chmod(above.stat().st_mode | 0o011)
-    quiet: dict[str, Any] = {"cwd": place, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **user}
-    subprocess.run([programs / "initdb", "-D", place / "data", "-A", "trust", "-U", "cryobench"], check=True, **quiet)
-    port = free_port()
-    command = [programs / "postgres", "-D", place / "data", "-p", str(port), "-k", "", "-h", "127.0.0.1"]
-    process = subprocess.Popen(command, **quiet)
-    try:
-        wait_for_port(port, process)
-        yield f"postgresql+psycopg2://cryobench@127.0.0.1:{port}/postgres"
-    finally:
-        process.send_signal(signal.SIGINT)  # at once; a SIGTERM waits until all that are connected have left
-        process.wait(60)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def wait_for_port(port: int, process: subprocess.Popen[Any]) -> None:
-    """Return once ``process`` listens."""
-    deadline = time.monotonic() + 180
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.2)
-    raise SystemExit(f"{process.args} does not listen on port {port}.")
 
 
 def measure_all(ways: list[str], counts: list[int], epochs: int) -> dict[str, Any]:

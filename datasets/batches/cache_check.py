@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryobench.conf.terms import Split
-from cryobench.datasets.store.tile_store import TileStore, tile_check
+from cryobench.datasets.store.store_info import tile_check
+from cryobench.datasets.store.tile_store import TileStore
 
 Stamp = tuple[int, int, int]
 #: Bytes that one task compares: a task a tile would cost as much as comparing a small one.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cryobench.conf.errors import CorruptDataError
 from cryobench.conf.terms import IGNORE, Group, Modality
 from cryobench.conf.trial import Feed
-from cryobench.datasets.store.tile_store import StoreInfo
+from cryobench.datasets.store.store_info import StoreInfo
 
 
 class Preprocess(nn.Module):

@@ -28,7 +28,7 @@ from cryobench.datasets.raw.scenes import survey
 from cryobench.datasets.store.description import Job, describe, record_of, write_index
 from cryobench.datasets.store.moments import Moments
 from cryobench.datasets.store.replacement import replace_store, settle
-from cryobench.datasets.store.tile_store import (
+from cryobench.datasets.store.store_info import (
     ATTRIBUTE,
     CONTENT_FORMAT,
     INDEX,

@@ -18,7 +18,7 @@ from cryobench.conf.terms import IGNORE, Split
 from cryobench.datasets.raw.reader import RawTile, TileFiles
 from cryobench.datasets.store.moments import Moments
 from cryobench.datasets.store.percentiles import PERCENTILES, percentiles
-from cryobench.datasets.store.tile_store import (
+from cryobench.datasets.store.store_info import (
     FORMAT,
     INDEX,
     BandStatistics,

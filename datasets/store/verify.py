@@ -15,7 +15,8 @@ from cryobench.conf.errors import CorruptDataError
 from cryobench.conf.terms import IGNORE, Split
 from cryobench.datasets.store.moments import Moments
 from cryobench.datasets.store.percentiles import percentiles
-from cryobench.datasets.store.tile_store import TileStore, store_digest, tile_digest
+from cryobench.datasets.store.store_info import store_digest, tile_digest
+from cryobench.datasets.store.tile_store import TileStore
 
 #: Other processors and releases of NumPy sum in another order.
 _ROUNDING = 1e-9

@@ -23,7 +23,7 @@ def list_(data_dir: DataDir = None, config_dir: ConfigDir = None, json: Json = F
     from cryobench.conf.compose import load_datasets
     from cryobench.conf.errors import CryobenchError, StorageError
     from cryobench.datasets.raw.reader import is_built
-    from cryobench.datasets.store.tile_store import read_info
+    from cryobench.datasets.store.store_info import read_info
     from cryobench.orchestrator.places import places
 
     where = places(data_dir=data_dir, config_dir=config_dir)
@@ -57,7 +57,7 @@ def list_(data_dir: DataDir = None, config_dir: ConfigDir = None, json: Json = F
 def info(name: Name, data_dir: DataDir = None, config_dir: ConfigDir = None, json: Json = False) -> None:
     """Show what a tile store holds."""
     from cryobench.conf.compose import load_dataset
-    from cryobench.datasets.store.tile_store import read_info
+    from cryobench.datasets.store.store_info import read_info
     from cryobench.orchestrator.places import places
 
     where = places(data_dir=data_dir, config_dir=config_dir)

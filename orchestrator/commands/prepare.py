@@ -12,7 +12,7 @@ from cryobench.orchestrator.commands.output import bar, byte_bars, console
 
 if TYPE_CHECKING:
     from cryobench.conf.dataset_spec import DatasetSpec
-    from cryobench.datasets.store.tile_store import StoreInfo
+    from cryobench.datasets.store.store_info import StoreInfo
     from cryobench.orchestrator.places import Places
 
 Name = Annotated[str, typer.Argument(help="A data set; cryobench data list shows them.")]
@@ -102,7 +102,7 @@ def _synthesise(name: str, where: Places, tiles: tuple[int, int, int], size: int
     from cryobench.conf.compose import load_dataset
     from cryobench.conf.errors import DataError
     from cryobench.datasets.store.convert import convert
-    from cryobench.datasets.store.tile_store import read_info
+    from cryobench.datasets.store.store_info import read_info
     from cryobench.datasets.synth.generate import fitted, generate
 
     spec, mine = load_dataset(name, where.config_dir), where.own_data(name)

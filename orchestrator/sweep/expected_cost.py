@@ -16,7 +16,7 @@ from typing import Any
 
 from cryobench.conf.errors import CryobenchError
 from cryobench.conf.trial import TrialSpec
-from cryobench.datasets.store.tile_store import StoreInfo, read_info
+from cryobench.datasets.store.store_info import StoreInfo, read_info
 from cryobench.orchestrator.places import Places
 from cryobench.orchestrator.results.leaderboard import read_leaderboard, table_path
 from cryobench.workers.record.folder import RESULT

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cryobench.conf.errors import ConfigError
 from cryobench.conf.trial import TrialSpec
-from cryobench.datasets.store.tile_store import StoreInfo
+from cryobench.datasets.store.store_info import StoreInfo
 from cryobench.workers.record.files import write_json
 
 #: The share of the peak that is reckoned with.

@@ -19,7 +19,8 @@ from cryobench.conf.terms import Modality, Setting, Variant
 from cryobench.conf.trial import Feed, TrialDataset, TrialEncoder, TrialRegime, TrialSpec
 from cryobench.datasets.batches.subsets import stratified_subset, subset_digest
 from cryobench.datasets.raw.reader import require_built
-from cryobench.datasets.store.tile_store import StoreInfo, TileStore, read_info
+from cryobench.datasets.store.store_info import StoreInfo, read_info
+from cryobench.datasets.store.tile_store import TileStore
 from cryobench.encoders import registry
 from cryobench.orchestrator.places import Places
 from cryobench.orchestrator.supply.weights_folder import WeightsFolder

@@ -30,7 +30,8 @@ from cryobench.conf.schema import CheckpointLayout, RegimeSpec
 from cryobench.datasets.raw.archives import raw_folder
 from cryobench.datasets.raw.paired import read
 from cryobench.datasets.raw.reader import TileFiles
-from cryobench.datasets.store.tile_store import ATTRIBUTE, INDEX, TileStore
+from cryobench.datasets.store.store_info import ATTRIBUTE, INDEX
+from cryobench.datasets.store.tile_store import TileStore
 from cryobench.encoders.checkpoints import load_weights
 from cryobench.encoders.unet import UNetEncoder
 from cryobench.orchestrator.results.leaderboard import read_leaderboard

@@ -16,7 +16,8 @@ from hostile import Terminal
 
 from cryobench.conf.errors import CorruptDataError, MissingDataError
 from cryobench.conf.trial import TrialSpec
-from cryobench.datasets.store.tile_store import ATTRIBUTE, INDEX, TileStore, description_digest
+from cryobench.datasets.store.store_info import ATTRIBUTE, INDEX, description_digest
+from cryobench.datasets.store.tile_store import TileStore
 from cryobench.workers.record.files import write_json
 from cryobench.workers.record.folder import SPEC_FORMAT
 

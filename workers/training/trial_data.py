@@ -19,7 +19,8 @@ from cryobench.datasets.batches.node_cache import open_tiles
 from cryobench.datasets.batches.preprocess import Preprocess
 from cryobench.datasets.batches.subsets import stratified_subset, subset_digest
 from cryobench.datasets.batches.tile_source import TileSource
-from cryobench.datasets.store.tile_store import StoreInfo, TileStore
+from cryobench.datasets.store.store_info import StoreInfo
+from cryobench.datasets.store.tile_store import TileStore
 from cryobench.workers.training.working_copies import working_copies
 
 

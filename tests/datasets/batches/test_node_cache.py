@@ -181,7 +181,7 @@ import numpy as np
 from collections.abc import Callable
 from pathlib import Path
 from cryobench.datasets.batches.node_cache import decoded_bytes, open_tiles
-from cryobench.datasets.store.tile_store import TileStore
+from cryobench.datasets.store.tile_store import (TileStore)
 
 stores = [TileStore(Path(path)) for path in sys.argv[2:]]
 limit = max(decoded_bytes(store) for store in stores)  # for one of them at a time

@@ -11,7 +11,8 @@ from cryobench.conf.errors import ConfigError, CorruptDataError, MissingDataErro
 from cryobench.conf.trial import TrialSpec
 from cryobench.datasets.batches.node_cache import StoredTiles, open_tiles
 from cryobench.datasets.store.location import below, locate
-from cryobench.datasets.store.tile_store import TileStore, read_info
+from cryobench.datasets.store.store_info import read_info
+from cryobench.datasets.store.tile_store import TileStore
 from cryobench.datasets.store.verify import verify
 from cryobench.orchestrator.places import places
 from cryobench.workers.place import Place

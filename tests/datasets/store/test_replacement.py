@@ -14,7 +14,8 @@ from cryobench.conf.compose import load_dataset
 from cryobench.conf.errors import DataError, MissingDataError
 from cryobench.datasets.store.convert import convert
 from cryobench.datasets.store.replacement import settle
-from cryobench.datasets.store.tile_store import TileStore, read_info, staging_path
+from cryobench.datasets.store.store_info import read_info, staging_path
+from cryobench.datasets.store.tile_store import TileStore
 from cryobench.datasets.store.verify import verify
 from cryobench.datasets.synth.generate import generate
 

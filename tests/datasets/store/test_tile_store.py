@@ -13,14 +13,8 @@ from cryobench.conf.compose import load_dataset
 from cryobench.conf.digests import file_sha256
 from cryobench.conf.errors import CorruptDataError, DataError, MissingDataError
 from cryobench.datasets.store.convert import convert
-from cryobench.datasets.store.tile_store import (
-    TileStore,
-    description_digest,
-    read_info,
-    staging_path,
-    tile_check,
-    tile_digest,
-)
+from cryobench.datasets.store.store_info import description_digest, read_info, staging_path, tile_check, tile_digest
+from cryobench.datasets.store.tile_store import TileStore
 from cryobench.datasets.store.verify import verify
 from cryobench.datasets.synth.generate import generate
 

@@ -1,21 +1,20 @@
 """Two ways to write runs, through MLflow's client and in one transaction: the same comes of both."""
 
-import importlib.util
 import shutil
 import sqlite3
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from mlflow import MlflowClient
+from orchestration import no_op_trial
 from sqlalchemy.exc import OperationalError
+from support.servers import free_port, local_postgres, mlflow_server, why_no_postgres
 
 from cryobench.conf.compose import load_sweep
 from cryobench.orchestrator.places import Places
@@ -35,22 +34,6 @@ from cryobench.workers.record import folder
 from cryobench.workers.record.events import AttemptStarted, EpochFinished, Failed
 from cryobench.workers.record.folder import TrialFolder
 
-ROOT = Path(__file__).resolve().parents[3]
-
-
-def _benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("orchestration", ROOT / "benchmarks" / "orchestration.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["orchestration"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-#: `benchmarks/orchestration.py`, which writes whole trials without training and starts servers.
-orchestration = _benchmark()
-
 
 def fill(storage: Path, data_dir: Path, trials: int = 3, epochs: int = 5) -> list[str]:
     """A sweep `demo` of whole trials of a moment each, and one that failed; their ids."""
@@ -60,7 +43,7 @@ def fill(storage: Path, data_dir: Path, trials: int = 3, epochs: int = 5) -> lis
     plan = make_plan(sweep, Places(storage, data_dir, storage / "cache", storage / "weights"))
     *specs, failing = (trial.spec for trial in plan.trials)
     for spec in specs:
-        orchestration.no_op_trial(spec, Place(storage, data_dir, storage), report=lambda event: None)
+        no_op_trial(spec, Place(storage, data_dir, storage), report=lambda event: None)
     failed = TrialFolder(storage, failing.trial_id)
     failed.write_spec(failing)
     failed.record(AttemptStarted(host="node", pid=1, device="cpu", code="0"))
@@ -277,10 +260,10 @@ def test_each_file_is_read_once_a_pass(storage: Path, monkeypatch: pytest.Monkey
 @contextmanager
 def postgres_or_skip(folder: Path) -> Iterator[str]:
     """A PostgreSQL's address as MLflow takes it."""
-    why = orchestration.why_no_postgres()
+    why = why_no_postgres()
     if why is not None:
         pytest.skip(why)
-    with orchestration.local_postgres(folder) as uri:
+    with local_postgres(folder) as uri:
         yield uri
 
 
@@ -319,12 +302,12 @@ def test_a_server_on_postgresql_that_is_killed_in_the_middle_gets_all_when_it_is
     """Epochs before, results while it is away, the rest when it is back; then nothing changes any more."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     told: list[str] = []
-    port = orchestration.free_port()
+    port = free_port()
     results = {path.parent.name: path.read_bytes() for path in (storage / "trials").glob("*/result.json")}
     with postgres_or_skip(storage.parent) as database:
         place = storage.parent / "server"
         place.mkdir()
-        with orchestration.mlflow_server(place, database, port) as uri:
+        with mlflow_server(place, database, port) as uri:
             for trial in results:
                 (storage / "trials" / trial / "result.json").unlink()
             running = BackgroundReconciler(storage, read_sweep(storage, "demo"), uri, told.append, interval_s=0.2)
@@ -339,7 +322,7 @@ def test_a_server_on_postgresql_that_is_killed_in_the_middle_gets_all_when_it_is
         while not told:
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        with orchestration.mlflow_server(place, database, port) as uri:
+        with mlflow_server(place, database, port) as uri:
             assert running.close(results)
             (complaint,) = told
             assert "cannot be used" in complaint

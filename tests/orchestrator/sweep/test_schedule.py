@@ -14,7 +14,7 @@ from cryobench.conf.compose import load_sweep
 from cryobench.conf.errors import ConfigError
 from cryobench.conf.schema import ResourceSpec
 from cryobench.conf.trial import TrialSpec
-from cryobench.datasets.store.tile_store import read_info
+from cryobench.datasets.store.store_info import read_info
 from cryobench.orchestrator.cli import app
 from cryobench.orchestrator.places import Places
 from cryobench.orchestrator.results.leaderboard import Compaction, leaderboard_row, write_rows
