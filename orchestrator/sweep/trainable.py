@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import ray
@@ -49,12 +49,14 @@ class AttemptFailedError(RuntimeError):
 class SweepTerms:
     """What all workers of a sweep are given.
 
-    ``desk`` is the handle of the `Desk` actor; ``software`` what the driver runs; ``mark`` the storage's id, None where
-    it is an object store; ``run`` what runs a trial. A trial that was suggested meanwhile comes with its own spec.
+    ``specs`` is a reference to the specs of all trials, as JSON, which a worker asks for once: terms are brought anew
+    for each trial, and a sweep has thousands. A trial that was suggested meanwhile comes with its own. ``desk`` is the
+    handle of the `Desk` actor; ``software`` what the driver runs; ``mark`` the storage's id, None where it is an object
+    store; ``run`` what runs a trial.
     """
 
     place: Place
-    specs: dict[str, dict[str, Any]]
+    specs: Any
     desk: Any
     software: Software
     mark: str | None
@@ -146,9 +148,13 @@ def _is_trained(event: Event, spec: TrialSpec) -> bool:
 
 
 def _spec(config: dict[str, Any], terms: SweepTerms) -> TrialSpec:
-    if "spec" in config:
-        return TrialSpec.model_validate_json(config["spec"])
-    return TrialSpec.model_validate(terms.specs[config["trial"]])
+    return TrialSpec.model_validate_json(config.get("spec") or _all_specs(terms.specs)[config["trial"]])
+
+
+@lru_cache(maxsize=1)
+def _all_specs(reference: Any) -> dict[str, str]:
+    found: dict[str, str] = ray.get(reference)
+    return found
 
 
 def _require_same_world(terms: SweepTerms) -> None:

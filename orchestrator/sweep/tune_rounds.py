@@ -151,6 +151,7 @@ class TuneRounds:
         stopper: NoNodeLeft,
         concurrent: int | None,
     ) -> Any:
+        import ray
         from ray import tune
 
         from cryobench.orchestrator.sweep.software import Software
@@ -162,7 +163,7 @@ class TuneRounds:
 
         terms = SweepTerms(
             place=self.where.for_trials(self.resources),
-            specs={trial: spec.model_dump(mode="json") for trial, spec in specs.items()},
+            specs=ray.put({trial: spec.model_dump_json() for trial, spec in specs.items()}),
             desk=desk,
             software=Software.here(),
             mark=None if self.where.storage_url else mark_storage(self.where.storage),

@@ -43,6 +43,12 @@ class Local:
         return type("Method", (), {"remote": staticmethod(method)})
 
 
+class Reference(dict[str, str]):
+    """Stands for what Ray holds."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
 @dataclass
 class Worker:
     """`_run_in_worker` without Ray; ``run`` stands for the trial."""
@@ -61,7 +67,7 @@ class Worker:
         monkeypatch.setattr(trainable.tune, "report", lambda plain: self.sent.extend(map(event_of, plain["events"])))
         terms = SweepTerms(
             place=self.place,
-            specs={self.spec.trial_id: self.spec.model_dump(mode="json")} if "spec" not in config else {},
+            specs=Reference({self.spec.trial_id: self.spec.model_dump_json()} if "spec" not in config else {}),
             desk=self.desk,
             software=Software.here(),
             mark=None,
