@@ -15,7 +15,7 @@ from cryobench.orchestrator.sweep.cluster_nodes import ClusterNodes
 from cryobench.orchestrator.sweep.failure_policy import FailurePolicy
 
 
-@dataclass
+@dataclass(repr=False)  # Tune writes it into its own state, and of thousands of trials that takes seconds
 class NoNodeLeft(tune.Stopper):
     """Stops Tune once every node is avoided and nothing runs any more; says when it waits for a node to come.
 

@@ -35,6 +35,13 @@ if TYPE_CHECKING:
     from cryobench.orchestrator.sweep.stopping import NoNodeLeft
 
 
+class _Ids(list[str]):
+    """What Tune makes a trial of each of; copying all of them for each, as it does, would take it 25 million copies."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Ids:
+        return self
+
+
 @dataclass
 class TuneRounds:
     """The trials of a sweep under Ray Tune, in as many rounds as it takes.
@@ -176,7 +183,7 @@ class TuneRounds:
             source = {"search_alg": self._searcher(self._search, specs), "num_samples": -1}
         return tune.Tuner(
             tune.with_resources(trainable(terms), {"cpu": self.resources.cpus_per_trial}),  # Placing asks for the rest
-            param_space={} if source else {"trial": tune.grid_search(list(specs))},
+            param_space={} if source else {"trial": tune.grid_search(_Ids(specs))},
             tune_config=tune.TuneConfig(
                 **source,
                 reuse_actors=True,
