@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ray.tune.search import Searcher
-
 from cryobench.conf.errors import CryobenchError, MissingLibraryError
 from cryobench.conf.schema import LrSearchSpec
 from cryobench.conf.trial import TrialSpec
 from cryobench.orchestrator.sweep.suggestions import SearchCell
+from cryobench.orchestrator.sweep.trial_queue import TrialQueue
 
 #: So many trials of a cell run at a time at most: a rate that is suggested before they end learns nothing from them.
 #: As many rates are drawn at random before the sampler (a tree of Parzen estimators) goes by what was reached.
@@ -193,7 +192,7 @@ class RateSearch:
         return None
 
 
-class RateSearcher(Searcher):
+class RateSearcher(TrialQueue):
     """Gives Tune the trials that were asked for by number, then those that a `RateSearch` suggests.
 
     Args:
@@ -210,28 +209,26 @@ class RateSearcher(Searcher):
         best: Callable[[str], float | None],
         leaving: Callable[[], bool],
     ) -> None:
-        super().__init__()
-        self._search, self._asked, self._best_of, self._leaving = search, list(asked), best, leaving
+        super().__init__((spec.trial_id for spec in asked), leaving)
+        self._search, self._best_of = search, best
+        self._specs = {spec.trial_id: spec for spec in asked}
         self._running: dict[str, TrialSpec] = {}
         self._best: dict[str, float | None] = {}
         for spec in asked:
             search.tell(spec, "open")
 
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        """Tune pickles it with its state, to restore from; the folders are what we restore from."""
-        return Searcher, ()
-
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
-        """What is searched was settled before."""
-        return True
-
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """What Tune runs next as ``trial_id``: the trial's name and, since workers know only the first, its spec."""
-        if self._leaving():
-            return str(Searcher.FINISHED)
-        spec = self._asked.pop(0) if self._asked else self._search.next()
-        if spec is None:
-            return None if self._search.left else str(Searcher.FINISHED)
+        asked = super().suggest(trial_id)
+        if isinstance(asked, dict):
+            spec = self._specs[asked["trial"]]
+        elif self._leaving():
+            return asked
+        else:
+            suggested = self._search.next()
+            if suggested is None:
+                return None if self._search.left else asked
+            spec = suggested
         self._running[trial_id] = spec
         self._best[trial_id] = self._best_of(spec.trial_id)
         return {"trial": spec.trial_id, "spec": spec.model_dump_json()}
@@ -252,9 +249,3 @@ class RateSearcher(Searcher):
         ends = [event["status"] for event in (result or {}).get("events", ()) if event["event"] == "ended"]
         status = ends[-1] if ends else "failed"
         self._search.tell(spec, standing(status, self._best.pop(trial_id)))
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the folders and the record of suggestions are what a sweep is gone on with from."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as with `save`."""

@@ -33,13 +33,7 @@ if TYPE_CHECKING:
     from cryobench.orchestrator.sweep.placement import Placement
     from cryobench.orchestrator.sweep.rate_search import RateSearch
     from cryobench.orchestrator.sweep.stopping import NoNodeLeft
-
-
-class _Ids(list[str]):
-    """What Tune makes a trial of each of; copying all of them for each, as it does, would take it 25 million copies."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Ids:
-        return self
+    from cryobench.orchestrator.sweep.trial_queue import TrialQueue
 
 
 @dataclass
@@ -178,14 +172,11 @@ class TuneRounds:
         watcher = Watcher(
             self.progress, self.reconciler, self.observer, self._policy, placement, self._nodes, desk, failed
         )
-        source: dict[str, Any] = {}
-        if self._search is not None:
-            source = {"search_alg": self._searcher(self._search, specs), "num_samples": -1}
         return tune.Tuner(
             tune.with_resources(trainable(terms), {"cpu": self.resources.cpus_per_trial}),  # Placing asks for the rest
-            param_space={} if source else {"trial": tune.grid_search(_Ids(specs))},
             tune_config=tune.TuneConfig(
-                **source,
+                search_alg=self._source(specs),
+                num_samples=-1,  # as many as it gives
                 reuse_actors=True,
                 scheduler=self._scheduler(specs, desk, placement),
                 max_concurrent_trials=concurrent,
@@ -234,10 +225,15 @@ class TuneRounds:
         studies = [CellStudy(c, self.plan.sweep.lr_search, known[c.template.rivals_id]) for c in ready]
         return RateSearch(studies, self._take_up, self.progress.say)
 
-    def _searcher(self, search: RateSearch, specs: dict[str, TrialSpec]) -> Any:
+    def _source(self, specs: dict[str, TrialSpec]) -> TrialQueue:
+        """What gives Tune its trials."""
+        from cryobench.orchestrator.sweep.trial_queue import TrialQueue
+
+        if self._search is None:
+            return TrialQueue(specs, lambda: self._leaving)
         from cryobench.orchestrator.sweep.rate_search import RateSearcher
 
-        return RateSearcher(search, list(specs.values()), self._best, lambda: self._leaving)
+        return RateSearcher(self._search, list(specs.values()), self._best, lambda: self._leaving)
 
     def _best(self, trial: str) -> float | None:
         from cryobench.orchestrator.sweep.early_stopping import scores_in
