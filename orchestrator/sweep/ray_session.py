@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import platform
+import resource
 import secrets
 import shutil
 import sys
@@ -19,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from cryobench.conf.errors import ConfigError
 from cryobench.orchestrator.sweep.cluster_access import prepare_access
+from cryobench.orchestrator.sweep.ray_watch import ends_with_ray
 from cryobench.workers.record.node_folders import own_temporary_folder
 
 _SETTINGS = {
@@ -28,6 +30,8 @@ _SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+#: Nothing large goes through Ray's object store: tiles are memory-mapped, results are files.
+_OBJECT_STORE_BYTES = 100 * 2**20
 #: Characters of a folder below which Ray's sockets (session_…/sockets/plasma_store) keep within a socket's 107.
 _LONGEST = 40
 
@@ -51,14 +55,15 @@ def ray_session(address: str | None, log: Path) -> Iterator[bool]:
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the watcher tells of trials that failed, in a line
-    with _words_into(log):
+    with _words_into(log) as terminal:
         if ray.is_initialized():
             yield False
             return
         with own_ray_folder() if address is None else nullcontext() as folder:
             _connect(ray, address, log, folder)
             try:
-                yield True
+                with ends_with_ray(log, terminal) if address is None else nullcontext():
+                    yield True
             finally:
                 ray.shutdown()
 
@@ -99,16 +104,19 @@ def own_ray_folder() -> Iterator[str | None]:
 
 
 def _connect(ray: Any, address: str | None, log: Path, folder: str | None) -> None:
+    if address is None:
+        _require_large_files()
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
-        # Nothing large goes through the object store: tiles are memory-mapped, results are files.
-        options |= {"address": "local", "include_dashboard": False, "object_store_memory": 100 * 1024 * 1024}
+        options |= {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
         options |= {"_temp_dir": folder} if folder else {}
     else:
         options["address"] = address
     try:
         ray.init(**options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises bare ones, too
+        with suppress(Exception):
+            ray.shutdown()
         what = f"Ray cluster at {address}" if address else "Ray on this machine"
         raise ConfigError(
             f"Cannot use the {what} ({' '.join(str(error).split())[:300]}). What Ray said is in {log}; without "
@@ -116,14 +124,24 @@ def _connect(ray: Any, address: str | None, log: Path, folder: str | None) -> No
         ) from error
 
 
+def _require_large_files() -> None:
+    """Raise ConfigError where files may not be as large as Ray's memory of shared objects, which is one."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit != resource.RLIM_INFINITY and limit < 2 * _OBJECT_STORE_BYTES:
+        raise ConfigError(
+            f"Files are limited to {limit / 2**20:.0f} MB here (ulimit -f), Ray needs {2 * _OBJECT_STORE_BYTES >> 20}. "
+            "Raise the limit, e.g. with ulimit -f unlimited, and run the same command again."
+        )
+
+
 @contextmanager
-def _words_into(log: Path) -> Iterator[None]:
-    """Let what Ray and its libraries print, on whichever stream, go to a file."""
+def _words_into(log: Path) -> Iterator[int]:
+    """Let what Ray and its libraries print, on whichever stream, go to a file; yields where standard error went."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         file = log.open("ab")
     except OSError:  # a storage that cannot be written has its own message, elsewhere
-        yield
+        yield 2
         return
     streams, terminal = (sys.stdout, sys.stderr), os.dup(2)
     for stream in streams:
@@ -132,7 +150,7 @@ def _words_into(log: Path) -> Iterator[None]:
         sys.stdout = sys.stderr = io.TextIOWrapper(file, write_through=True)
         os.dup2(file.fileno(), 2)
         try:
-            yield
+            yield terminal
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -75,6 +77,54 @@ def test_what_a_killed_driver_left_is_removed_at_the_next_start_and_that_of_a_ru
         )
         for process in (running, following):
             process.communicate("\n")
+
+
+WATCH = """
+import subprocess, sys, time
+from pathlib import Path
+from cryobench.orchestrator.sweep.ray_watch import ends_with_ray
+server = subprocess.Popen([sys.argv[1], "60"])
+time.sleep(0.5)  # until it has its name
+with ends_with_ray(Path("ray.log"), 2):
+    print(server.pid, flush=True)
+    sys.stdin.readline()
+server.kill()
+server.wait()
+time.sleep(1.5)
+"""
+
+
+@pytest.mark.parametrize("name", ["gcs_server", "raylet"])
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_server_of_rays_that_ends_ends_the_driver_with_one_line(tmp_path: Path, name: str, killed: bool) -> None:
+    shutil.copy(shutil.which("sleep") or "sleep", tmp_path / name)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WATCH, str(tmp_path / name)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    server = int(process.stdout.readline())
+    if killed:
+        os.kill(server, signal.SIGKILL)
+        assert process.wait(30) == 1
+        _, said = process.communicate()
+        assert said.startswith(f"Error: Ray's {name} on this machine has ended")
+        assert said.endswith("ray.log\n")
+        assert said.count("\n") == 1
+    else:  # nothing is said of one that ends when it is no longer needed
+        _, said = process.communicate("\n", timeout=30)
+        assert (process.returncode, said) == (0, "")
+
+
+def test_a_limit_to_the_size_of_files_is_said_before_ray_fails_by_it(tmp_path: Path) -> None:
+    start = f"from pathlib import Path; s.ray_session(None, Path({str(tmp_path / 'ray.log')!r})).__enter__()"
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**7, 10**7))"
+    script = f"import cryobench.orchestrator.sweep.ray_session as s; {limit}; {start}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert "ConfigError: Files are limited to 10 MB here (ulimit -f), Ray needs 200." in done.stderr
 
 
 @pytest.mark.slow
