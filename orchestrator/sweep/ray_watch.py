@@ -49,6 +49,6 @@ def ends_with_ray(log: Path, terminal: int) -> Iterator[None]:
 
 def _runs(server: psutil.Process) -> bool:
     try:
-        return server.is_running() and server.status() != psutil.STATUS_ZOMBIE
+        return bool(server.is_running() and server.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
