@@ -9,6 +9,7 @@ import pytest
 from sweeping import SMALL, Command, check_same_and_once, events, kill_driver
 
 
+@pytest.mark.slow
 def test_killing_the_driver_and_running_again_ends_the_same(undisturbed: Command, tmp_path: Path) -> None:
     kill_driver(Command(tmp_path / "storage", undisturbed.data_dir, SMALL), undisturbed.storage, at_epochs=10)
 

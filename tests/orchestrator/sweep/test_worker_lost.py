@@ -10,6 +10,7 @@ from cryobench.orchestrator.results.tracking import default_uri
 from cryobench.workers.record.folder import all_trials
 
 
+@pytest.mark.slow
 def test_killing_a_worker_ends_the_same(undisturbed: Command, tmp_path: Path) -> None:
     kill_worker(Command(tmp_path / "storage", undisturbed.data_dir, SMALL), undisturbed.storage, at_epochs=4)
 
